@@ -1,0 +1,1 @@
+"""The runs. One ``*.config`` file is one run; ``base`` holds what runs share."""

@@ -1,0 +1,1 @@
+"""What runs share: corpora, model sizes, training and recognition defaults."""

@@ -1,0 +1,1 @@
+"""Recognition: pure search in ``core``, one scorer interface in ``scorers``, RETURNN entry points on top."""

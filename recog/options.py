@@ -1,0 +1,169 @@
+"""
+Options of all searches, as frozen dataclasses with checked values.
+
+Every field can be set in a config as a plain variable and overridden on the command line (``++beam_size 32``).
+The meaning of each scale, with formulas, is in ``recog/README.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, Optional, Union
+
+__all__ = ["CtcOptions", "SearchOptions", "GreedyOptions", "LabelSyncOptions", "TimeSyncOptions"]
+
+
+def _check_finite(opts: object) -> None:
+    """:raises ValueError: if a float option is NaN or infinite"""
+    for field in fields(opts):
+        value = getattr(opts, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} = {value}: expected a finite number")
+
+
+def _check(ok: bool, name: str, value: object, expected: str) -> None:
+    """:raises ValueError: if not ok"""
+    if not ok:
+        raise ValueError(f"{name} = {value!r}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class CtcOptions:
+    """
+    How the CTC log-probs that a search sees are made from the model's posteriors. Applied once, in this order:
+    EOS handling, prior, collapse (see :func:`recog.core.posteriors.prepare_ctc_log_probs`).
+    """
+
+    ctc_layer: Optional[int] = None
+    """Which CTC head: number of the encoder layer (1-based) below it. None: the top-most head of the model."""
+    ctc_eos: Literal["merge", "keep"] = "merge"
+    """"merge": p(blank) += p(EOS), p(EOS) = 0 (right for models with EOS in the CTC targets, harmless for others).
+    "keep": leave the posteriors as they are; an EOS frame label can then be hypothesised by greedy CTC only."""
+    prior_scale: float = 0.0
+    """Scale of the CTC label prior (log domain)."""
+    prior_file: Optional[str] = None
+    """Prior file with a header that says log or linear, see :mod:`recog.prior`. Needed if prior_scale != 0."""
+    prior_type: Literal["frame", "label"] = "frame"
+    """"frame": log p_t(k) -= prior_scale log p(k) for all k incl. blank, then renormalised per frame.
+    "label": blank removed from the prior, which is renormalised and subtracted once per new label."""
+    soft_collapse_threshold: Optional[float] = None
+    """Merge runs of frames with the same arg max, all with a probability >= this (about 0.8) into one frame. None: off."""
+    blank_collapse_threshold: Optional[float] = None
+    """Drop all but one frame of each run of frames whose blank probability is > this (e.g. 0.99). None: off."""
+
+    def __post_init__(self):
+        _check_finite(self)
+        _check(self.ctc_layer is None or self.ctc_layer >= 1, "ctc_layer", self.ctc_layer, "a layer number >= 1")
+        _check(self.ctc_eos in ("merge", "keep"), "ctc_eos", self.ctc_eos, "merge or keep")
+        _check(self.prior_type in ("frame", "label"), "prior_type", self.prior_type, "frame or label")
+        for name in ("soft_collapse_threshold", "blank_collapse_threshold"):
+            value = getattr(self, name)
+            _check(value is None or 0.0 < value <= 1.0, name, value, "a probability in (0, 1], or None")
+        if self.prior_scale and not self.prior_file:
+            raise ValueError(f"prior_scale = {self.prior_scale} needs prior_file (see the prior config)")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """
+    What all searches with a beam share. Score of a label sequence y (a hypothesis), all in natural log::
+
+        S(y) = att_scale log p_att + ctc_scale log p_ctc + lm_scale log p_lm - ilm_scale log p_ilm
+               + length_reward |y|  [- prior_scale log prior(y), prior_type "label"]
+
+    divided by (|y| + 1)^length_norm_exponent at the end. Components with scale 0 are not evaluated.
+    """
+
+    beam_size: int = 12
+    n_best: Optional[int] = None
+    """Number of hypotheses to return. None: beam_size."""
+    att_scale: float = 1.0
+    ctc_scale: float = 0.0
+    lm_scale: float = 0.0
+    ilm_scale: float = 0.0
+    """Scale of the internal LM, which is *subtracted*: a positive value."""
+    ilm_eos: bool = True
+    """Whether the internal LM is subtracted also for EOS."""
+    length_reward: float = 0.0
+    length_norm_exponent: float = 0.0
+    published_scoring: bool = False
+    """Score as the original recipes did, see recog/README.md, so that published scales can be used."""
+
+    def __post_init__(self):
+        _check_finite(self)
+        _check(self.beam_size >= 1, "beam_size", self.beam_size, "at least 1")
+        _check(self.n_best is None or self.n_best >= 1, "n_best", self.n_best, "at least 1, or None")
+        for name in ("att_scale", "ctc_scale", "lm_scale", "ilm_scale"):
+            _check(getattr(self, name) >= 0.0, name, getattr(self, name), "a scale >= 0")
+        if not (self.att_scale or self.ctc_scale or self.lm_scale):
+            raise ValueError("att_scale, ctc_scale and lm_scale are all 0: nothing to search with")
+
+
+@dataclass(frozen=True)
+class GreedyOptions:
+    """CTC greedy search has no options beyond :class:`CtcOptions`."""
+
+
+@dataclass(frozen=True)
+class LabelSyncOptions(SearchOptions):
+    """Label-synchronous one-pass search ("opls")."""
+
+    max_len_ratio: float = 1.0
+    """Maximum number of labels, as a fraction of the encoder frames of the utterance (at least 1 label)."""
+    min_len_ratio: float = 0.0
+    """EOS is not allowed before this many labels per encoder frame."""
+    ended_hyps: Literal["separate", "in_beam"] = "separate"
+    """"separate": ended hypotheses are collected beside the beam (ESPnet). "in_beam": they keep competing for places in
+    the beam, normalised by their length (RETURNN, the original recipes)."""
+    coverage_scale: float = 0.0
+    """Reward per encoder frame whose accumulated attention exceeds coverage_threshold (Chorowski & Jaitly 2016)."""
+    coverage_threshold: float = 0.5
+    monotonicity_scale: float = 0.0
+    """Penalty on attention that moves back in time, see recog/README.md."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check(self.max_len_ratio > 0, "max_len_ratio", self.max_len_ratio, "a ratio > 0")
+        _check(
+            0 <= self.min_len_ratio <= self.max_len_ratio, "min_len_ratio", self.min_len_ratio, "0 ... max_len_ratio"
+        )
+        _check(self.ended_hyps in ("separate", "in_beam"), "ended_hyps", self.ended_hyps, "separate or in_beam")
+        if (self.coverage_scale or self.monotonicity_scale) and not self.att_scale:
+            raise ValueError("coverage_scale and monotonicity_scale need att_scale > 0")
+
+
+@dataclass(frozen=True)
+class TimeSyncOptions(SearchOptions):
+    """Time-synchronous one-pass prefix search ("optsr")."""
+
+    recombination: Literal["max", "sum"] = "max"
+    """How the alignments of one label sequence are combined: best one (Viterbi) or all (full sum)."""
+    blank_scale: Union[float, Literal["ctc"]] = 1.0
+    """Scale of log p_t(blank) in blank frames; ctc_scale is that of frames with a new label. The published recipes use
+    1.0. "ctc": the same as ctc_scale, i.e. the CTC score is ctc_scale log P_ctc(y|x), as in label-synchronous search."""
+    repeat_scale: Union[float, Literal["ctc"]] = 1.0
+    """The same for frames that repeat the last label."""
+    one_minus_term: bool = False
+    """New labels also get log(1 - p_t(blank) - p_t(last label if repeated)), as an option of the published recipes."""
+    eos_at_end: bool = True
+    """Add the EOS scores of the label scorers at each utterance's own last frame."""
+    pruning_threshold: Optional[float] = None
+    """Drop hypotheses worse than the best of the frame by more than this (score beam). None: off."""
+    num_candidates: Optional[int] = None
+    """Consider only this many best CTC labels per frame as new labels (inexact, fast). None: all labels."""
+    exact_ctc: bool = False
+    """Recompute the CTC score of the final n-best exactly (paths pruned during the search are added again)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check(self.recombination in ("max", "sum"), "recombination", self.recombination, "max or sum")
+        for name in ("blank_scale", "repeat_scale"):
+            value = getattr(self, name)
+            _check(
+                value == "ctc" or (isinstance(value, (int, float)) and value >= 0), name, value, "ctc or a scale >= 0"
+            )
+        value = self.pruning_threshold
+        _check(value is None or value > 0, "pruning_threshold", value, "a positive score difference, or None")
+        value = self.num_candidates
+        _check(value is None or value >= 1, "num_candidates", value, "at least 1, or None")

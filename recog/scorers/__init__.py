@@ -1,0 +1,1 @@
+"""One interface for attention decoders, language models and internal language models."""

@@ -1,0 +1,1 @@
+"""Models as :class:`returnn.frontend.Module`, and the training steps beside what they train."""
