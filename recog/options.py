@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, Optional, Union
+from typing import Literal
 
-__all__ = ["CtcOptions", "SearchOptions", "GreedyOptions", "LabelSyncOptions", "TimeSyncOptions"]
+__all__ = ["CtcOptions", "GreedyOptions", "LabelSyncOptions", "SearchOptions", "TimeSyncOptions"]
 
 
 def _check_finite(opts: object) -> None:
@@ -35,21 +35,21 @@ class CtcOptions:
     EOS handling, prior, collapse (see :func:`recog.core.posteriors.prepare_ctc_log_probs`).
     """
 
-    ctc_layer: Optional[int] = None
+    ctc_layer: int | None = None
     """Which CTC head: number of the encoder layer (1-based) below it. None: the top-most head of the model."""
     ctc_eos: Literal["merge", "keep"] = "merge"
     """"merge": p(blank) += p(EOS), p(EOS) = 0 (right for models with EOS in the CTC targets, harmless for others).
     "keep": leave the posteriors as they are; an EOS frame label can then be hypothesised by greedy CTC only."""
     prior_scale: float = 0.0
     """Scale of the CTC label prior (log domain)."""
-    prior_file: Optional[str] = None
+    prior_file: str | None = None
     """Prior file with a header that says log or linear, see :mod:`recog.prior`. Needed if prior_scale != 0."""
     prior_type: Literal["frame", "label"] = "frame"
     """"frame": log p_t(k) -= prior_scale log p(k) for all k incl. blank, then renormalised per frame.
     "label": blank removed from the prior, which is renormalised and subtracted once per new label."""
-    soft_collapse_threshold: Optional[float] = None
-    """Merge runs of frames with the same arg max, all with a probability >= this (about 0.8) into one frame. None: off."""
-    blank_collapse_threshold: Optional[float] = None
+    soft_collapse_threshold: float | None = None
+    """Merge runs of frames with the same arg max, all with a probability >= this (about 0.8), into one. None: off."""
+    blank_collapse_threshold: float | None = None
     """Drop all but one frame of each run of frames whose blank probability is > this (e.g. 0.99). None: off."""
 
     def __post_init__(self):
@@ -76,7 +76,7 @@ class SearchOptions:
     """
 
     beam_size: int = 12
-    n_best: Optional[int] = None
+    n_best: int | None = None
     """Number of hypotheses to return. None: beam_size."""
     att_scale: float = 1.0
     ctc_scale: float = 0.0
@@ -139,18 +139,18 @@ class TimeSyncOptions(SearchOptions):
 
     recombination: Literal["max", "sum"] = "max"
     """How the alignments of one label sequence are combined: best one (Viterbi) or all (full sum)."""
-    blank_scale: Union[float, Literal["ctc"]] = 1.0
+    blank_scale: float | Literal["ctc"] = 1.0
     """Scale of log p_t(blank) in blank frames; ctc_scale is that of frames with a new label. The published recipes use
-    1.0. "ctc": the same as ctc_scale, i.e. the CTC score is ctc_scale log P_ctc(y|x), as in label-synchronous search."""
-    repeat_scale: Union[float, Literal["ctc"]] = 1.0
+    1.0. "ctc": as ctc_scale, i.e. the CTC score is ctc_scale log P_ctc(y|x), as in label-synchronous search."""
+    repeat_scale: float | Literal["ctc"] = 1.0
     """The same for frames that repeat the last label."""
     one_minus_term: bool = False
     """New labels also get log(1 - p_t(blank) - p_t(last label if repeated)), as an option of the published recipes."""
     eos_at_end: bool = True
     """Add the EOS scores of the label scorers at each utterance's own last frame."""
-    pruning_threshold: Optional[float] = None
+    pruning_threshold: float | None = None
     """Drop hypotheses worse than the best of the frame by more than this (score beam). None: off."""
-    num_candidates: Optional[int] = None
+    num_candidates: int | None = None
     """Consider only this many best CTC labels per frame as new labels (inexact, fast). None: all labels."""
     exact_ctc: bool = False
     """Recompute the CTC score of the final n-best exactly (paths pruned during the search are added again)."""
