@@ -1,0 +1,164 @@
+"""
+Attention encoder-decoder with CTC heads on one encoder: the joint model, and its training step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import returnn.frontend as rf
+from returnn.tensor import Dim, Tensor, TensorDict, batch_dim
+
+from .decoder import AttentionDecoder, AttentionMemory
+from .encoder import LogMelFeatures, make_conformer_encoder
+from .options import AedCtcOptions, AedCtcTrainOptions
+
+__all__ = ["AedCtcModel", "EncoderOutput", "spatial_dim_of", "train_step"]
+
+
+@dataclass
+class EncoderOutput:
+    """Result of :func:`AedCtcModel.encode`."""
+
+    enc: Tensor  # {batch, enc_spatial_dim, enc_dim}
+    enc_spatial_dim: Dim
+    layers: dict[int, Tensor]  # outputs of the layers that have a CTC head: number (1-based) -> as enc
+
+
+class AedCtcModel(rf.Module):
+    """
+    Conformer encoder, CTC heads on some of its layers, attention decoder.
+
+    Labels are 0 ... num_labels-1 with EOS (= BOS) among them; blank is the additional last index of the CTC heads.
+    """
+
+    kind = "aed_ctc"
+    """Name of this kind of model in checkpoints and messages."""
+
+    def __init__(self, opts: AedCtcOptions, *, num_labels: int, eos_index: int):
+        """
+        :param opts: sizes
+        :param num_labels: V, EOS included, blank not
+        :param eos_index: EOS = BOS
+        """
+        super().__init__()
+        self.opts = opts
+        self.eos_index = eos_index
+        self.blank_index = num_labels
+        self.target_dim = Dim(num_labels, name="labels")
+        self.target_dim_with_blank = Dim(num_labels + 1, name="labels-with-blank")
+        self.features = LogMelFeatures(opts)
+        self.encoder = make_conformer_encoder(self.features.out_dim, opts)
+        self.enc_dim = self.encoder.out_dim
+        self.ctc_heads = rf.ModuleList(
+            {str(layer): rf.Linear(self.enc_dim, self.target_dim_with_blank) for layer in sorted(opts.ctc_layers)}
+        )
+        self.decoder = AttentionDecoder(self.enc_dim, self.target_dim, opts) if opts.with_decoder else None
+
+    def encode(
+        self, audio: Tensor, *, in_spatial_dim: Dim, train_opts: AedCtcTrainOptions | None = None
+    ) -> EncoderOutput:
+        """
+        :param audio: {batch, in_spatial_dim[, 1]} samples
+        :param in_spatial_dim:
+        :param train_opts: SpecAugment options; None: no augmentation
+        """
+        features, spatial_dim = self.features(audio, in_spatial_dim=in_spatial_dim)
+        if train_opts and train_opts.use_specaugment:
+            features = rf.audio.specaugment(
+                features,
+                spatial_dim=spatial_dim,
+                feature_dim=self.features.out_dim,
+                steps=train_opts.specaugment_steps,
+                max_consecutive_spatial_dims=train_opts.specaugment_max_consecutive_spatial_dims,
+                max_consecutive_feature_dims=train_opts.specaugment_max_consecutive_feature_dims,
+                num_spatial_mask_factor=train_opts.specaugment_num_spatial_mask_factor,
+            )
+        collected_outputs: dict[str, Tensor] = {}
+        enc, enc_spatial_dim = self.encoder(features, in_spatial_dim=spatial_dim, collected_outputs=collected_outputs)
+        return EncoderOutput(
+            enc=enc,
+            enc_spatial_dim=enc_spatial_dim,
+            layers={layer: collected_outputs[str(layer - 1)] for layer in self.opts.ctc_layers},
+        )
+
+    def ctc_log_probs(self, encoder_output: EncoderOutput, *, layer: int | None = None) -> Tensor:
+        """
+        :param encoder_output:
+        :param layer: which head (encoder layer, 1-based). None: the top-most
+        :return: {batch, enc_spatial_dim, target_dim_with_blank} log softmax
+        :raises ValueError: if there is no such head
+        """
+        if not self.opts.ctc_layers:
+            raise ValueError("this model has no CTC head (ctc_layers is empty): use ctc_scale 0")
+        if layer is None:
+            layer = max(self.opts.ctc_layers)
+        if layer not in self.opts.ctc_layers:
+            raise ValueError(
+                f"ctc_layer = {layer}: this model has CTC heads on layers {sorted(self.opts.ctc_layers)} only"
+            )
+        logits = self.ctc_heads[str(layer)](encoder_output.layers[layer])
+        return rf.log_softmax(logits, axis=self.target_dim_with_blank)
+
+    def attention_memory(self, encoder_output: EncoderOutput) -> AttentionMemory:
+        """:return: what the decoder needs of the encoder"""
+        if self.decoder is None:
+            raise ValueError("this model has no attention decoder (CTC-only): use att_scale 0")
+        return self.decoder.transform_encoder(encoder_output.enc, enc_spatial_dim=encoder_output.enc_spatial_dim)
+
+
+def spatial_dim_of(x: Tensor) -> Dim:
+    """:return: the one dim of dynamic size of x beside the batch dim (time, labels)"""
+    (dim,) = [d for d in x.dims if d.is_dynamic() and d != batch_dim]
+    return dim
+
+
+def train_step(*, model: AedCtcModel, extern_data: TensorDict, opts: AedCtcTrainOptions) -> None:
+    """
+    Marks the losses: ``ce`` (decoder, label smoothing) and ``ctc_<layer>``; errors ``fer`` (label error rate of the
+    decoder with the correct history).
+
+    :param model:
+    :param extern_data: "data" {batch, time[, 1]} audio samples, "classes" {batch, labels} without EOS
+    :param opts:
+    """
+    audio, targets = extern_data["data"], extern_data["classes"]
+    audio_spatial_dim, targets_spatial_dim = spatial_dim_of(audio), spatial_dim_of(targets)
+    targets = rf.copy(targets)
+    targets.sparse_dim = model.target_dim
+    targets_eos, (targets_eos_spatial_dim,) = rf.pad(
+        targets, axes=[targets_spatial_dim], padding=[(0, 1)], value=model.eos_index, handle_dynamic_dims=True
+    )
+    encoder_output = model.encode(audio, in_spatial_dim=audio_spatial_dim, train_opts=opts)
+
+    ctc_targets, ctc_spatial_dim = (
+        (targets_eos, targets_eos_spatial_dim) if opts.ctc_with_eos else (targets, targets_spatial_dim)
+    )
+    for layer, scale in opts.ctc_scales_for(model.opts.ctc_layers).items():
+        if not scale:
+            continue
+        log_probs = model.ctc_log_probs(encoder_output, layer=layer)
+        loss = rf.ctc_loss(
+            logits=log_probs,
+            logits_normalized=True,
+            targets=ctc_targets,
+            input_spatial_dim=encoder_output.enc_spatial_dim,
+            targets_spatial_dim=ctc_spatial_dim,
+            blank_index=model.blank_index,
+        )
+        loss.mark_as_loss(
+            f"ctc_{layer}",
+            scale=scale,
+            custom_inv_norm_factor=ctc_spatial_dim.get_size_tensor(),
+            use_normalized_loss=True,
+        )
+
+    if model.decoder is not None and opts.aed_loss_scale:
+        logits, labels = model.decoder.teacher_forcing(
+            targets_eos, spatial_dim=targets_eos_spatial_dim, memory=model.attention_memory(encoder_output), pack=True
+        )
+        log_probs = rf.log_softmax(logits, axis=model.target_dim)
+        log_probs = rf.label_smoothed_log_prob_gradient(log_probs, opts.label_smoothing, axis=model.target_dim)
+        loss = rf.cross_entropy(estimated=log_probs, estimated_type="log-probs", target=labels, axis=model.target_dim)
+        loss.mark_as_loss("ce", scale=opts.aed_loss_scale, use_normalized_loss=True)
+        (rf.reduce_argmax(logits, axis=model.target_dim) != labels).mark_as_loss("fer", as_error=True)

@@ -1,0 +1,130 @@
+"""
+Options of the models and of their training losses, as frozen dataclasses with checked values.
+
+Every field can be set in a config as a plain variable and overridden on the command line (``++enc_num_layers 6``).
+Defaults are the published sizes of the LibriSpeech model (12 x 512 Conformer, attention decoder with a 1024 LSTM).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["AedCtcOptions", "AedCtcTrainOptions"]
+
+
+@dataclass(frozen=True)
+class AedCtcOptions:
+    """Sizes and regularisation of :class:`rf_models.aed_ctc.AedCtcModel`. Dimensions count features, not bytes."""
+
+    # features
+    num_mel_filters: int = 80
+    log_mel_base: float = math.exp(2.3026)
+    """Base of the logarithm of the mel energies. The original TensorFlow setup divided by 2.3026, "almost log10"."""
+    mel_normalization: bool = False
+    """Normalise by a global mean and standard deviation per mel filter, which are part of the checkpoint
+    (``feature_mean``, ``feature_stddev``)."""
+
+    # encoder
+    enc_num_layers: int = 12
+    enc_dim: int = 512
+    enc_ff_dim: int = 2048
+    enc_num_heads: int = 8
+    enc_conv_kernel_size: int = 32
+    enc_frontend_channels: tuple[int, ...] = (32, 64, 64)
+    """Output channels of the 3x3 convolutions below the Conformer blocks."""
+    enc_frontend_time_strides: tuple[int, ...] = (1, 3, 2)
+    """Their strides in time: 1*3*2 = 6, i.e. one encoder frame per 60 ms."""
+    enc_frontend_padding: Literal["same", "tf_same"] = "same"
+    """"tf_same": TensorFlow's strided "same" padding by each utterance's own length, for converted checkpoints."""
+    enc_dropout: float = 0.1
+    enc_att_dropout: float = 0.1
+    enc_input_dropout: float = 0.1
+    enc_pos_emb_dropout: float = 0.0
+    enc_rel_pos_clipping: int = 16
+
+    # CTC heads
+    ctc_layers: tuple[int, ...] = (12,)
+    """Encoder layers (1-based) with a CTC head. Recognition uses the top-most unless ``ctc_layer`` says otherwise."""
+
+    # attention decoder; with_decoder = False is a CTC-only model
+    with_decoder: bool = True
+    dec_embed_dim: int = 640
+    dec_lstm_dim: int = 1024
+    dec_att_dim: int = 1024
+    dec_readout_dim: int = 1024
+    """Before the max-out over pairs, which halves it."""
+    dec_dropout: float = 0.3
+    """On the readout, before the softmax."""
+    dec_att_dropout: float = 0.0
+    dec_zoneout_cell: float = 0.15
+    dec_zoneout_output: float = 0.05
+    dec_use_zoneout_output: bool = True
+    """Whether the zoned-out h is the output of the LSTM (Krueger et al. 2016), or only its state (old RETURNN, and so
+    the published LibriSpeech model)."""
+
+    def __post_init__(self):
+        if self.enc_dim % self.enc_num_heads:
+            raise ValueError(f"enc_dim = {self.enc_dim} is not divisible by enc_num_heads = {self.enc_num_heads}")
+        if len(self.enc_frontend_channels) != len(self.enc_frontend_time_strides):
+            raise ValueError(
+                f"enc_frontend_channels {self.enc_frontend_channels} and enc_frontend_time_strides"
+                f" {self.enc_frontend_time_strides} differ in length"
+            )
+        if self.enc_frontend_padding not in ("same", "tf_same"):
+            raise ValueError(f"enc_frontend_padding = {self.enc_frontend_padding!r}: expected same or tf_same")
+        bad = [layer for layer in self.ctc_layers if not 1 <= layer <= self.enc_num_layers]
+        if bad or len(set(self.ctc_layers)) != len(self.ctc_layers):
+            raise ValueError(
+                f"ctc_layers = {self.ctc_layers}: expected different layers of 1 ... {self.enc_num_layers}"
+            )
+        if not self.ctc_layers and not self.with_decoder:
+            raise ValueError("the model has neither a CTC head (ctc_layers) nor a decoder (with_decoder)")
+        if self.dec_readout_dim % 2:
+            raise ValueError(f"dec_readout_dim = {self.dec_readout_dim}: the max-out over pairs needs an even number")
+
+    @property
+    def time_reduction(self) -> int:
+        """Number of feature frames (10 ms) per encoder frame."""
+        return math.prod(self.enc_frontend_time_strides)
+
+
+@dataclass(frozen=True)
+class AedCtcTrainOptions:
+    """Losses and augmentation of :func:`rf_models.aed_ctc.train_step`."""
+
+    aed_loss_scale: float = 1.0
+    ctc_loss_scales: tuple[float, ...] = (1.0,)
+    """One for each of ``ctc_layers``, or one for all."""
+    label_smoothing: float = 0.1
+    ctc_with_eos: bool = False
+    """Whether the CTC targets end with EOS, as in the published models (recognition then merges EOS into blank)."""
+
+    use_specaugment: bool = True
+    specaugment_steps: tuple[int, int, int] = (0, 1000, 2000)
+    """Number of updates from which on more and larger masks are drawn."""
+    specaugment_max_consecutive_spatial_dims: int = 20
+    specaugment_max_consecutive_feature_dims: int = 16
+    specaugment_num_spatial_mask_factor: int = 100
+
+    def __post_init__(self):
+        if len(self.specaugment_steps) != 3 or list(self.specaugment_steps) != sorted(self.specaugment_steps):
+            raise ValueError(
+                f"specaugment_steps = {self.specaugment_steps}: expected three non-decreasing step numbers"
+            )
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing = {self.label_smoothing}: expected 0 <= label_smoothing < 1")
+        if any(scale < 0 for scale in (self.aed_loss_scale, *self.ctc_loss_scales)):
+            raise ValueError("loss scales must not be negative")
+
+    def ctc_scales_for(self, ctc_layers: tuple[int, ...]) -> dict[int, float]:
+        """:return: loss scale by layer number"""
+        scales = self.ctc_loss_scales
+        if len(scales) == 1:
+            scales = scales * len(ctc_layers)
+        if len(scales) != len(ctc_layers):
+            raise ValueError(
+                f"ctc_loss_scales = {self.ctc_loss_scales}: expected one for each of ctc_layers {ctc_layers}"
+            )
+        return dict(zip(ctc_layers, scales, strict=True))
