@@ -1,0 +1,170 @@
+"""
+Corpora: where the prepared data is, which parts and which vocabulary a run uses, and RETURNN's datasets for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from recog.vocab import Vocab, load_vocab
+from rf_models.encoder import SAMPLE_RATE
+
+from .options import OptionError
+
+__all__ = ["Corpus", "CorpusOptions", "open_corpus"]
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """Options of every run on audio."""
+
+    data_dir: str = os.environ.get("DATA_DIR", "data")
+    """Folder that holds the prepared corpora (one folder each), or the folder of the prepared corpus itself."""
+    vocab: str = "spm_unigram_10k"
+    """Name of a vocabulary below ``vocab/`` of the corpus."""
+    train_parts: tuple[str, ...] = ("train",)
+    dev_parts: tuple[str, ...] = ("dev",)
+    recog_parts: tuple[str, ...] = ("dev", "test")
+    """Parts to recognise."""
+    peak_normalization: bool = True
+    """Scale each utterance to a maximum amplitude of 1, as the published models expect."""
+    partition_epoch: int = 1
+    """A sub-epoch ("epoch" in RETURNN) is 1 / partition_epoch of the training data."""
+    train_seq_ordering: str = "laplace:.1000"
+    """RETURNN's ordering of the training utterances: shuffled, then sorted by length within chunks."""
+    speed_perturbation: tuple[float, ...] = (0.9, 1.0, 1.1)
+    """Speed factors to draw from in training; a single 1.0 switches it off."""
+    curriculum_epochs: int = 0
+    """In so many first sub-epochs, only utterances up to a mean length of curriculum_max_mean_len."""
+    curriculum_max_mean_len: int = 1000
+    """In frames of 10 ms."""
+    dev_max_seqs: int = 3000
+    """At most so many utterances of the dev parts are used to measure the dev losses."""
+    num_workers: int = 1
+    """Processes that load data. 0: in the main process."""
+
+    def __post_init__(self):
+        if self.partition_epoch < 1:
+            raise ValueError(f"partition_epoch = {self.partition_epoch}: expected at least 1")
+        if not self.speed_perturbation or any(not 0.5 <= f <= 2.0 for f in self.speed_perturbation):
+            raise ValueError(f"speed_perturbation = {self.speed_perturbation}: expected factors of 0.5 ... 2.0")
+
+
+@dataclass
+class Corpus:
+    """A prepared corpus on disk."""
+
+    name: str
+    folder: str
+    manifest: dict[str, Any]
+    vocab: Vocab
+    opts: CorpusOptions
+
+    def num_seqs(self, parts: tuple[str, ...]) -> int:
+        """:return: number of utterances of these parts"""
+        return sum(self.manifest["parts"][part]["num_seqs"] for part in parts)
+
+    def _ogg_zip(self, parts: tuple[str, ...], **kwargs: Any) -> dict[str, Any]:
+        """:return: RETURNN dataset options"""
+        return {
+            "class": "OggZipDataset",
+            "path": [os.path.join(self.folder, self.manifest["parts"][part]["file"]) for part in parts],
+            "audio": {
+                "features": "raw",
+                "sample_rate": SAMPLE_RATE,
+                "peak_normalization": self.opts.peak_normalization,
+                "preemphasis": None,
+            },
+            "targets": self.vocab.returnn_opts(),
+            **kwargs,
+        }
+
+    def train_dataset(self) -> dict[str, Any]:
+        """:return: RETURNN dataset options of the training data, with speed perturbation"""
+        dataset = self._ogg_zip(
+            self.opts.train_parts,
+            partition_epoch=self.opts.partition_epoch,
+            seq_ordering=self.opts.train_seq_ordering,
+        )
+        if self.opts.curriculum_epochs:
+            dataset["epoch_wise_filter"] = {
+                (1, self.opts.curriculum_epochs): {"max_mean_len": self.opts.curriculum_max_mean_len}
+            }
+        if set(self.opts.speed_perturbation) != {1.0}:
+            from .augmentation import SpeedPerturbation
+
+            dataset["audio"]["pre_process"] = SpeedPerturbation(self.opts.speed_perturbation)
+        return dataset
+
+    def dev_dataset(self) -> dict[str, Any]:
+        """:return: RETURNN dataset options of the data that the dev losses are measured on"""
+        subset = {}
+        if self.num_seqs(self.opts.dev_parts) > self.opts.dev_max_seqs:
+            subset["fixed_random_subset"] = self.opts.dev_max_seqs
+        return self._ogg_zip(self.opts.dev_parts, seq_ordering="sorted_reverse", **subset)
+
+    def forward_dataset(self, parts: tuple[str, ...]) -> dict[str, Any]:
+        """:return: RETURNN dataset options of data to recognise, the longest utterances first"""
+        return self._ogg_zip(parts, seq_ordering="sorted_reverse")
+
+    def extern_data(self) -> dict[str, Any]:
+        """:return: RETURNN's ``extern_data``: audio {batch, time, 1}, labels {batch, labels}, text as UTF-8 bytes"""
+        from returnn.tensor import Dim, batch_dim
+
+        time_dim, labels_dim, text_dim = Dim(None, name="time"), Dim(None, name="labels"), Dim(None, name="text")
+        return {
+            "data": {"dims": [batch_dim, time_dim, Dim(1, name="mono")], "dtype": "float32"},
+            "classes": {
+                "dims": [batch_dim, labels_dim],
+                "sparse_dim": Dim(self.vocab.num_labels, name="vocab"),
+                "dtype": "int32",
+            },
+            "orth": {"dims": [batch_dim, text_dim], "sparse_dim": Dim(256, name="bytes"), "dtype": "uint8"},
+        }
+
+
+def open_corpus(name: str, opts: CorpusOptions, *, parts: tuple[str, ...], prepare_command: str) -> Corpus:
+    """
+    :param name: "librispeech", "tedlium2" or "demo"
+    :param opts:
+    :param parts: that this run needs
+    :param prepare_command: what a user types to make the data
+    :raises OptionError: data missing; says what to do
+    """
+    hint = f"Prepare it with\n  {prepare_command}\nor say where it is with ++data_dir FOLDER (or DATA_DIR)."
+    candidates = [os.path.join(opts.data_dir, name), opts.data_dir]
+    for folder in candidates:
+        manifest_file = os.path.join(folder, "corpus.json")
+        if os.path.isfile(manifest_file):
+            break
+    else:
+        raise OptionError(
+            f"no prepared corpus {name!r}: no corpus.json in {' or '.join(map(os.path.abspath, candidates))}. {hint}"
+        )
+    with open(manifest_file, encoding="utf8") as file:
+        try:
+            manifest = json.load(file)
+            found, known_parts = manifest["corpus"], manifest["parts"]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise OptionError(f"{manifest_file} is not a manifest of a prepared corpus ({exc!r}). {hint}") from None
+    if found != name:
+        raise OptionError(f"{manifest_file} is of the corpus {found!r}, but this run needs {name!r}. {hint}")
+    for part in parts:
+        if part not in known_parts:
+            raise OptionError(f"{folder} has no part {part!r}, only {', '.join(sorted(known_parts))}. {hint}")
+        zip_file = os.path.join(folder, known_parts[part]["file"])
+        if not os.path.isfile(zip_file):
+            raise OptionError(f"{zip_file} is missing, though {manifest_file} names it. {hint}")
+    vocab_dir = os.path.join(folder, "vocab")
+    try:
+        vocab = load_vocab(os.path.join(vocab_dir, opts.vocab + ".json"))
+    except FileNotFoundError as exc:
+        names = os.listdir(vocab_dir) if os.path.isdir(vocab_dir) else []
+        there = ", ".join(sorted(n[: -len(".json")] for n in names if n.endswith(".json"))) or "none"
+        raise OptionError(f"no vocabulary {opts.vocab!r} ({exc}); there are: {there}. {hint}") from None
+    except ValueError as exc:
+        raise OptionError(str(exc)) from None
+    return Corpus(name=name, folder=folder, manifest=manifest, vocab=vocab, opts=opts)

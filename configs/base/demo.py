@@ -1,0 +1,43 @@
+"""The demo: synthetic speech, a closed grammar, a model that trains in minutes on two cores."""
+
+from __future__ import annotations
+
+from rf_models.options import AedCtcOptions, AedCtcTrainOptions
+
+from .corpus import CorpusOptions
+from .run import Setup
+from .train_options import TrainOptions
+
+__all__ = ["setup"]
+
+setup = Setup(
+    corpus_name="demo",
+    train_run="demo_train",
+    prepare_command="make demo-corpus",
+    corpus=CorpusOptions(
+        vocab="spm_unigram_80",
+        train_parts=("train",),
+        dev_parts=("dev",),
+        recog_parts=("dev", "test"),
+        speed_perturbation=(1.0,),
+        train_seq_ordering="laplace:.100",
+    ),
+    model=AedCtcOptions(
+        enc_num_layers=3,
+        enc_dim=128,
+        enc_ff_dim=512,
+        enc_num_heads=4,
+        enc_conv_kernel_size=16,
+        enc_frontend_time_strides=(3, 2, 1),  # early stride: the convolutions cost a third
+        ctc_layers=(3,),
+        dec_embed_dim=64,
+        dec_lstm_dim=192,
+        dec_att_dim=128,
+        dec_readout_dim=128,
+        dec_dropout=0.1,
+    ),
+    losses=AedCtcTrainOptions(specaugment_steps=(300, 600, 1200), specaugment_max_consecutive_spatial_dims=10),
+    training=TrainOptions(
+        num_epochs=12, batch_size=40 * 16_000, max_seqs=64, peak_learning_rate=2e-3, weight_decay=1e-4, keep_last_n=3
+    ),
+)

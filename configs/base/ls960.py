@@ -1,0 +1,43 @@
+"""LibriSpeech 960 h: 12 x 512 Conformer, 10k sub-words."""
+
+from __future__ import annotations
+
+from rf_models.options import AedCtcOptions, AedCtcTrainOptions
+
+from .corpus import CorpusOptions
+from .run import Setup
+from .train_options import TrainOptions
+
+__all__ = ["setup"]
+
+setup = Setup(
+    corpus_name="librispeech",
+    train_run="ls960_train",
+    prepare_command="python tools/prepare_librispeech.py LIBRISPEECH data/librispeech --vocab spm_unigram_10k",
+    corpus=CorpusOptions(
+        vocab="spm_unigram_10k",
+        train_parts=("train-clean-100", "train-clean-360", "train-other-500"),
+        dev_parts=("dev-clean", "dev-other"),
+        recog_parts=("dev-clean", "dev-other", "test-clean", "test-other"),
+        partition_epoch=20,
+        curriculum_epochs=5,
+        num_workers=4,
+    ),
+    model=AedCtcOptions(
+        ctc_layers=(4, 8, 12),  # the top one is what joint search uses
+        enc_pos_emb_dropout=0.1,
+        dec_embed_dim=640,
+    ),
+    losses=AedCtcTrainOptions(specaugment_steps=(5_000, 15_000, 25_000)),
+    training=TrainOptions(
+        num_epochs=2000,
+        batch_size=40_000 * 160,
+        max_label_len=75,
+        accum_grad_multiple_step=2,
+        peak_learning_rate=1e-3,
+        lr_positions=(0.0, 0.611, 0.917, 1.0),  # 600k, 900k, 982k updates
+        lr_factors=(1e-2, 1.0, 1e-2, 1e-3),
+        weight_decay=1e-6,
+        adam_eps=1e-16,
+    ),
+)

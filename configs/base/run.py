@@ -1,0 +1,111 @@
+"""
+What every run does first: command line, output folder, log files, a record of its options.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rf_models.options import AedCtcOptions, AedCtcTrainOptions
+
+from .corpus import CorpusOptions
+from .options import OptionError, returnn_literal
+from .train_options import TrainOptions
+
+__all__ = [
+    "BEHAVIOR_VERSION",
+    "Setup",
+    "command_line_options",
+    "config_name",
+    "log_config",
+    "returnn_keys",
+    "write_json",
+]
+
+BEHAVIOR_VERSION = 30
+"""Of RETURNN. Below 24 the encoder's output for an utterance depends on the padding of its batch."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A corpus with the model and the training recipe that belong to it: what its configs start from."""
+
+    corpus_name: str
+    """Name of the folder of the prepared corpus, and what its manifest must say."""
+    train_run: str
+    """Name of the training config (without .config): recognition looks for its checkpoints."""
+    prepare_command: str
+    """What a user types to prepare the data."""
+    corpus: CorpusOptions
+    model: AedCtcOptions
+    losses: AedCtcTrainOptions
+    training: TrainOptions
+
+
+def command_line_options() -> dict[str, str]:
+    """:return: what was given as ``++name value`` (also ``-n``, ``-d`` ... of RETURNN), as texts"""
+    from returnn.config import get_global_config
+
+    # While the config file is loaded, this dict holds the command line only. RETURNN splits values at commas.
+    return {
+        key: ",".join(value) if isinstance(value, list) else value for key, value in get_global_config().dict.items()
+    }
+
+
+def config_name(namespace: dict[str, Any]) -> str:
+    """:return: name of the config file without folder and ending, e.g. "demo_train" """
+    return os.path.splitext(os.path.basename(namespace["__file__"]))[0]
+
+
+def write_json(filename: str, content: Any) -> None:
+    """Writes to a temporary name first, so that the file is complete or not there."""
+    with open(filename + ".tmp", "w", encoding="utf8") as file:
+        json.dump(content, file, indent=2, sort_keys=True)
+        file.write("\n")
+    os.replace(filename + ".tmp", filename)
+
+
+def make_output_dir(path: str) -> None:
+    """:raises OptionError: if the folder cannot be made"""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as exc:
+        raise OptionError(f"cannot make the output folder {path}: {exc.strerror}") from None
+
+
+def log_config(output_dir: str) -> dict[str, Any]:
+    """:return: RETURNN's options for the log: everything to a file, the essential to the terminal"""
+    return {"log": [os.path.join(output_dir, "returnn.log")], "log_verbosity": [5, 3]}
+
+
+def returnn_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param values: RETURNN keys from config file and command line
+    :return: as Python values; distributed training is checked and, under torchrun, switched on
+    """
+    # RETURNN applies the command line once more after the config: only what it would take as text needs care.
+    typed_keys = ("torch_distributed", "torch_dataloader_opts", "max_seq_length", "min_seq_length", "grad_scaler")
+    res = {key: returnn_literal(values[key], name=key) for key in typed_keys if key in values}
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if "torch_distributed" in res:
+        opts = res["torch_distributed"]
+        if not isinstance(opts, dict) or not {"reduce_type", "dataset_distribution"} <= set(opts):
+            raise OptionError(
+                f"torch_distributed = {opts!r}: expected a dict with reduce_type and dataset_distribution, for example"
+                f" {DISTRIBUTED_GRADIENTS}. Without this option torchrun uses just that."
+            )
+    elif num_ranks > 1:
+        res["torch_distributed"] = dict(DISTRIBUTED_GRADIENTS)
+    return res
+
+
+DISTRIBUTED_GRADIENTS = {"dataset_distribution": "shard", "reduce_type": "grad_explicit"}
+"""Data-parallel training with synchronised gradients; each rank reads its shard of the data."""
+
+
+def asdicts(groups: dict[type, Any]) -> dict[str, Any]:
+    """:return: all options of a run as one flat dict"""
+    return {key: value for group in groups.values() for key, value in asdict(group).items()}

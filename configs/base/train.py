@@ -1,0 +1,156 @@
+"""
+Training runs: from the options of a config to what RETURNN's train task reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from rf_models.options import AedCtcOptions, AedCtcTrainOptions
+
+from .corpus import CorpusOptions, open_corpus
+from .options import OptionError, resolve_options
+from .run import (
+    BEHAVIOR_VERSION,
+    Setup,
+    asdicts,
+    command_line_options,
+    config_name,
+    log_config,
+    make_output_dir,
+    returnn_keys,
+    write_json,
+)
+from .train_options import TrainOptions
+
+__all__ = ["training_run"]
+
+
+def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
+    """
+    :param namespace: ``globals()`` of the config file. Its plain variables override the options of the setup.
+    :param setup: corpus, model and recipe
+    :return: RETURNN's config: task train with an AED+CTC model
+    """
+    groups, values = resolve_options(
+        namespace, command_line_options(), [setup.corpus, setup.model, setup.losses, setup.training]
+    )
+    corpus_opts: CorpusOptions = groups[CorpusOptions]
+    model_opts: AedCtcOptions = groups[AedCtcOptions]
+    loss_opts: AedCtcTrainOptions = groups[AedCtcTrainOptions]
+    opts: TrainOptions = groups[TrainOptions]
+    try:
+        loss_opts.ctc_scales_for(model_opts.ctc_layers)
+    except ValueError as exc:
+        raise OptionError(str(exc)) from None
+    corpus = open_corpus(
+        setup.corpus_name,
+        corpus_opts,
+        parts=corpus_opts.train_parts + corpus_opts.dev_parts,
+        prepare_command=setup.prepare_command,
+    )
+    output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
+    _record_options(output_dir, {**asdicts(groups), "num_labels": corpus.vocab.num_labels})
+
+    def get_model(**_kwargs: Any) -> Any:
+        from rf_models.aed_ctc import AedCtcModel
+
+        return AedCtcModel(model_opts, num_labels=corpus.vocab.num_labels, eos_index=corpus.vocab.eos_index)
+
+    def train_step(*, model: Any, extern_data: Any, **_kwargs: Any) -> None:
+        from rf_models import aed_ctc
+
+        aed_ctc.train_step(model=model, extern_data=extern_data, opts=loss_opts)
+
+    def dynamic_learning_rate(*, epoch: int, epoch_continuous: float | None = None, **_kwargs: Any) -> float:
+        return opts.learning_rate_at(epoch - 1 if epoch_continuous is None else epoch_continuous)
+
+    max_seq_length = {}
+    if opts.max_label_len is not None:
+        max_seq_length["classes"] = opts.max_label_len
+    if opts.max_audio_seconds is not None:
+        max_seq_length["data"] = int(opts.max_audio_seconds * 16_000)
+    extern_data = corpus.extern_data()
+    del extern_data["orth"]  # the text is of no use in training
+    config = {
+        "backend": "torch",
+        "behavior_version": BEHAVIOR_VERSION,
+        "task": "train",
+        "extern_data": extern_data,
+        "train": corpus.train_dataset(),
+        "dev": corpus.dev_dataset(),
+        "get_model": get_model,
+        "train_step": train_step,
+        "model": os.path.join(output_dir, "models", "epoch"),
+        "num_epochs": opts.num_epochs,
+        "batch_size": {"data": opts.batch_size},
+        "max_seqs": opts.max_seqs,
+        "accum_grad_multiple_step": opts.accum_grad_multiple_step,
+        "optimizer": {
+            "class": "adamw",
+            "epsilon": opts.adam_eps,
+            "weight_decay": opts.weight_decay,
+            "weight_decay_modules_blacklist": ["rf.Embedding", "rf.LearnedRelativePositionalEncoding"],
+        },
+        "learning_rate": opts.peak_learning_rate,
+        "dynamic_learning_rate": dynamic_learning_rate,
+        "learning_rate_control": "constant",
+        "learning_rate_file": os.path.join(output_dir, "learning_rates"),
+        "learning_rate_control_error_measure": "ce" if loss_opts.aed_loss_scale and model_opts.with_decoder else None,
+        "save_interval": 1,
+        "cleanup_old_models": {"keep_last_n": opts.keep_last_n, "keep_best_n": 0, "keep": [opts.num_epochs]},
+        "random_seed": opts.random_seed,
+        "torch_dataloader_opts": {"num_workers": corpus_opts.num_workers},
+        **log_config(output_dir),
+    }
+    if max_seq_length:
+        config["max_seq_length"] = max_seq_length
+    if opts.gradient_clip_global_norm:
+        config["gradient_clip_global_norm"] = opts.gradient_clip_global_norm
+    if _use_amp(opts):
+        config["torch_amp"] = {"dtype": "bfloat16"}
+    config.update(returnn_keys(values))
+    return config
+
+
+def _use_amp(opts: TrainOptions) -> bool:
+    """:return: whether to train with bfloat16"""
+    if opts.amp != "auto":
+        return opts.amp == "bfloat16"
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+# A run can be continued with these options changed; with another model or vocabulary it would be another run.
+_FREE_TO_CHANGE = frozenset(
+    "data_dir num_epochs num_workers keep_last_n amp output_dir dev_max_seqs batch_size max_seqs".split()
+)
+
+
+def _record_options(output_dir: str, options: dict[str, Any]) -> None:
+    """
+    Writes options.json beside the run's output.
+
+    :raises OptionError: if the folder holds checkpoints of a run with other options
+    """
+    make_output_dir(os.path.join(output_dir, "models"))
+    filename = os.path.join(output_dir, "options.json")
+    options = json.loads(json.dumps(options))  # tuples become lists, as in the file
+    has_checkpoints = any(name.endswith(".pt") for name in os.listdir(os.path.join(output_dir, "models")))
+    if has_checkpoints and os.path.isfile(filename):
+        with open(filename, encoding="utf8") as file:
+            before = json.load(file)
+        changed = [
+            f"{key}: {before.get(key)!r} -> {value!r}"
+            for key, value in options.items()
+            if key not in _FREE_TO_CHANGE and before.get(key) != value
+        ]
+        if changed:
+            raise OptionError(
+                f"{output_dir} holds checkpoints of a training with other options ({'; '.join(changed)})."
+                " Choose another folder with ++output_dir, or remove that one."
+            )
+    write_json(filename, options)

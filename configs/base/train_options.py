@@ -1,0 +1,64 @@
+"""Options of the training loop."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["TrainOptions"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of the training loop: optimiser, learning rate, batches, checkpoints."""
+
+    output_dir: str | None = None
+    """None: ``output/<config name>`` below the current folder."""
+    num_epochs: int = 100
+    """Sub-epochs, see partition_epoch."""
+    batch_size: int = 15_000 * 160
+    """Audio samples in a batch, padding included (160 samples = 10 ms)."""
+    max_seqs: int = 200
+    """Utterances in a batch."""
+    max_label_len: int | None = None
+    """Leave out training utterances with more labels than this."""
+    max_audio_seconds: float | None = None
+    """Leave out training utterances longer than this."""
+    accum_grad_multiple_step: int = 1
+    """Batches per update."""
+
+    peak_learning_rate: float = 1e-3
+    lr_positions: tuple[float, ...] = (0.0, 0.45, 0.9, 1.0)
+    """Points of the piecewise-linear learning rate, as fractions of num_epochs ("one cycle")."""
+    lr_factors: tuple[float, ...] = (1e-2, 1.0, 1e-2, 1e-3)
+    """Learning rate at these points, as factors of peak_learning_rate."""
+    weight_decay: float = 1e-2
+    adam_eps: float = 1e-8
+    gradient_clip_global_norm: float | None = 5.0
+    amp: Literal["auto", "bfloat16", "off"] = "auto"
+    """Mixed precision. "auto": bfloat16 where the GPU has it, off elsewhere."""
+
+    keep_last_n: int = 5
+    """Checkpoints of so many last sub-epochs are kept."""
+    random_seed: int = 42
+
+    def __post_init__(self):
+        if self.num_epochs < 1:
+            raise ValueError(f"num_epochs = {self.num_epochs}: expected at least 1")
+        if len(self.lr_positions) != len(self.lr_factors):
+            raise ValueError("lr_positions and lr_factors differ in length")
+        if list(self.lr_positions) != sorted(self.lr_positions) or self.lr_positions[0] != 0:
+            raise ValueError(f"lr_positions = {self.lr_positions}: expected increasing fractions that start with 0")
+
+    def learning_rate_at(self, epoch: float) -> float:
+        """
+        :param epoch: number of sub-epochs done, with fraction
+        :return: learning rate by piecewise-linear interpolation, constant beyond the last point
+        """
+        x = epoch / self.num_epochs
+        points = list(zip(self.lr_positions, self.lr_factors, strict=True))
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
+            if x < x1:
+                return self.peak_learning_rate * (y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+        return self.peak_learning_rate * points[-1][1]
