@@ -51,7 +51,7 @@ class AedCtcModel(rf.Module):
         self.encoder = make_conformer_encoder(self.features.out_dim, opts)
         self.enc_dim = self.encoder.out_dim
         self.ctc_heads = rf.ModuleList(
-            {str(layer): rf.Linear(self.enc_dim, self.target_dim_with_blank) for layer in sorted(opts.ctc_layers)}
+            {f"layer{layer}": rf.Linear(self.enc_dim, self.target_dim_with_blank) for layer in sorted(opts.ctc_layers)}
         )
         self.decoder = AttentionDecoder(self.enc_dim, self.target_dim, opts) if opts.with_decoder else None
 
@@ -97,7 +97,7 @@ class AedCtcModel(rf.Module):
             raise ValueError(
                 f"ctc_layer = {layer}: this model has CTC heads on layers {sorted(self.opts.ctc_layers)} only"
             )
-        logits = self.ctc_heads[str(layer)](encoder_output.layers[layer])
+        logits = self.ctc_heads[f"layer{layer}"](encoder_output.layers[layer])
         return rf.log_softmax(logits, axis=self.target_dim_with_blank)
 
     def attention_memory(self, encoder_output: EncoderOutput) -> AttentionMemory:

@@ -161,7 +161,8 @@ class AttentionDecoder(rf.Module):
         att_weights = rf.dropout(att_weights, self.att_dropout, axis=self.dropout_broadcast and memory.enc_spatial_dim)
         accum_att = state.accum_att + 0.5 * att_weights * memory.inv_fertility
         att_weights = rf.squeeze(att_weights, axis=self.feedback_dim)
-        att = rf.dot(att_weights, memory.enc, reduce=memory.enc_spatial_dim)
+        # use_mask=False: the softmax is masked, the weights of the padding are 0.
+        att = rf.dot(att_weights, memory.enc, reduce=memory.enc_spatial_dim, use_mask=False)
         att.feature_dim = self.enc_dim
         return s, DecoderState(s=s_state, att=att, accum_att=accum_att)
 
@@ -195,7 +196,8 @@ class AttentionDecoder(rf.Module):
         batch_dims = labels.remaining_dims(spatial_dim)
         state = self.default_initial_state(batch_dims=batch_dims, memory=memory)
         all_s, all_att = [], []
-        for x_embed_i in rf.unstack(x_embed, axis=spatial_dim):  # steps in the padding come after all that counts
+        for i in range(int(spatial_dim.get_dim_value())):  # steps in the padding come after all that counts
+            x_embed_i = rf.gather(x_embed, axis=spatial_dim, indices=i)
             s, state = self._step(x_embed_i, w_context, memory=memory, state=state)
             all_s.append(s)
             all_att.append(state.att)

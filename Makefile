@@ -1,0 +1,52 @@
+# make demo   from nothing to a WER table (README, "In ten minutes")
+# make test   lint and the whole test suite
+# Both set up .venv first, can be interrupted and started again, and do nothing twice.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_DATA := data/demo
+
+.PHONY: help demo demo-corpus demo-train demo-recog test lint venv clean-demo
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+venv: $(VENV)/.complete
+
+$(VENV)/.complete: pyproject.toml constraints.txt tools/check_machine.py
+	@$(PYTHON) tools/check_machine.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "error: cannot make $(VENV); on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV) (a few minutes, once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch \
+	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]' \
+	  || { echo "error: pip could not install. No network or no package index? Set PIP_INDEX_URL to one that you reach (or PIP_FIND_LINKS to a folder of wheels). No space? Free about 4 GB. Then start the same command again: it continues." >&2; exit 1; }
+	@touch $@
+
+# The demo is nothing but the commands below, which can as well be typed one by one (with $(BIN) in PATH).
+
+demo: demo-recog
+	$(BIN)/python tools/score.py output/demo_recog_ctc/nbest.jsonl output/demo_recog_labelsync/nbest.jsonl output/demo_recog_timesync/nbest.jsonl
+
+demo-corpus: venv
+	$(BIN)/python tools/make_demo_corpus.py $(DEMO_DATA)/source
+	$(BIN)/python tools/prepare_librispeech.py $(DEMO_DATA)/source $(DEMO_DATA) --corpus demo --vocab spm_unigram_80 --lm-text $(DEMO_DATA)/source/lm.txt
+
+demo-train: demo-corpus
+	$(BIN)/rnn.py configs/demo_train.config
+
+demo-recog: demo-train
+	$(BIN)/rnn.py configs/demo_recog_ctc.config
+	$(BIN)/rnn.py configs/demo_recog_labelsync.config
+	$(BIN)/rnn.py configs/demo_recog_timesync.config
+
+clean-demo:
+	rm -rf $(DEMO_DATA) output/demo_train output/demo_recog_*
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
