@@ -44,6 +44,9 @@ class LogMelFeatures(rf.Module):
         :param in_spatial_dim: samples
         :return: features {batch, frames, out_dim}, frames dim (10 ms)
         """
+        for dim in audio.dims:
+            if dim.dimension == 1:  # RETURNN's datasets deliver raw audio with one "feature"
+                audio = rf.squeeze(audio, axis=dim)
         features, spatial_dim = rf.audio.log_mel_filterbank_from_raw(
             audio,
             in_spatial_dim=in_spatial_dim,

@@ -1,0 +1,179 @@
+"""
+Recognition runs: from the options of a config to what RETURNN's forward task reads.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from recog.options import CtcOptions, GreedyOptions, LabelSyncOptions, TimeSyncOptions
+from rf_models.options import AedCtcOptions
+
+from .corpus import CorpusOptions, open_corpus
+from .options import OptionError, resolve_options
+from .run import (
+    BEHAVIOR_VERSION,
+    Setup,
+    asdicts,
+    command_line_options,
+    config_name,
+    log_config,
+    make_output_dir,
+    returnn_keys,
+    write_json,
+)
+
+__all__ = ["RecogOptions", "recognition_run"]
+
+
+@dataclass(frozen=True)
+class RecogOptions:
+    """Options of every recognition run."""
+
+    output_dir: str | None = None
+    """None: ``output/<config name>`` below the current folder."""
+    checkpoint: str = "last"
+    """"last" sub-epoch or "average" (see tools/average_checkpoints.py) of the training run; ``++load FILE`` for any."""
+    batch_size: int = 200_000 * 16
+    """Audio samples in a batch, padding included. Results do not depend on it."""
+    max_seqs: int = 200
+    overwrite: bool = False
+    """Replace finished results of the same run."""
+
+
+_SEARCH_OPTIONS = {"ctc_greedy": GreedyOptions, "label_sync": LabelSyncOptions, "time_sync": TimeSyncOptions}
+
+
+def recognition_run(
+    namespace: dict[str, Any], setup: Setup, search: Literal["ctc_greedy", "label_sync", "time_sync"]
+) -> dict[str, Any]:
+    """
+    :param namespace: ``globals()`` of the config file. Its plain variables override the options of the setup.
+    :param setup: corpus and model
+    :param search:
+    :return: RETURNN's config: task forward, which writes an n-best file
+    """
+    # Options of models and losses have no effect here, except the sizes that must fit the checkpoint.
+    search_class = _SEARCH_OPTIONS[search]
+    groups, values = resolve_options(
+        namespace,
+        command_line_options(),
+        [setup.corpus, setup.model, RecogOptions(), CtcOptions(), search_class()],
+    )
+    corpus_opts: CorpusOptions = groups[CorpusOptions]
+    model_opts: AedCtcOptions = groups[AedCtcOptions]
+    ctc_opts: CtcOptions = groups[CtcOptions]
+    opts: RecogOptions = groups[RecogOptions]
+    search_opts = groups[search_class]
+    corpus = open_corpus(
+        setup.corpus_name, corpus_opts, parts=corpus_opts.recog_parts, prepare_command=setup.prepare_command
+    )
+    checkpoint = values.get("load") or find_checkpoint(setup.train_run, opts.checkpoint)
+    if not os.path.isfile(checkpoint):
+        raise OptionError(f"checkpoint {checkpoint} does not exist")
+    output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
+    make_output_dir(output_dir)
+    nbest_file = os.path.join(output_dir, "nbest.jsonl")
+    _stop_if_finished(nbest_file, checkpoint, asdicts(groups), overwrite=opts.overwrite)
+
+    def get_model(**_kwargs: Any) -> Any:
+        from rf_models.aed_ctc import AedCtcModel
+        from rf_models.checkpoint import check_checkpoint
+
+        model = AedCtcModel(model_opts, num_labels=corpus.vocab.num_labels, eos_index=corpus.vocab.eos_index)
+        try:
+            check_checkpoint(checkpoint, model)
+        except ValueError as exc:
+            raise OptionError(str(exc)) from None
+        return model
+
+    from recog.forward import make_callback, make_forward_step
+
+    config = {
+        "backend": "torch",
+        "behavior_version": BEHAVIOR_VERSION,
+        "task": "forward",
+        "extern_data": corpus.extern_data(),
+        "forward_data": corpus.forward_dataset(corpus_opts.recog_parts),
+        "get_model": get_model,
+        "load": checkpoint,
+        "forward_step": make_forward_step(search, search_opts, ctc_opts),
+        "forward_callback": make_callback(
+            nbest_file,
+            search=search,
+            search_opts=search_opts,
+            ctc_opts=ctc_opts,
+            vocab=corpus.vocab,
+            num_seqs=corpus.num_seqs(corpus_opts.recog_parts),
+        ),
+        "forward_auto_split_batch_on_oom": True,
+        "batch_size": {"data": opts.batch_size},
+        "max_seqs": opts.max_seqs,
+        "torch_dataloader_opts": {"num_workers": min(1, corpus_opts.num_workers)},
+        **log_config(output_dir),
+    }
+    config.update(returnn_keys(values))
+    return config
+
+
+def find_checkpoint(train_run: str, which: str) -> str:
+    """
+    :param train_run: name of the training config
+    :param which: "last", "average" or a file
+    :return: file name
+    :raises OptionError: there is none
+    """
+    folder = os.path.join("output", train_run, "models")
+    if which == "average":
+        filename = os.path.join(folder, "average.pt")
+        if os.path.isfile(filename):
+            return filename
+        raise OptionError(f"no {filename}: make it with python tools/average_checkpoints.py {folder}")
+    if which != "last":
+        return which
+    checkpoints = sorted(glob.glob(os.path.join(folder, "epoch.*[0-9].pt")))
+    if checkpoints:
+        return checkpoints[-1]
+    raise OptionError(
+        f"no checkpoint in {os.path.abspath(folder)}. Train with\n  rnn.py configs/{train_run}.config\n"
+        "or give a checkpoint with ++load FILE."
+    )
+
+
+def _stop_if_finished(nbest_file: str, checkpoint: str, options: dict[str, Any], *, overwrite: bool) -> None:
+    """
+    Records the options beside the n-best file. If the same run has finished before, says so and ends the process.
+
+    :raises OptionError: if another run has finished in this folder
+    """
+    stat = os.stat(checkpoint)
+    record = {**options, "checkpoint": os.path.abspath(checkpoint), "checkpoint_size": stat.st_size}
+    record["checkpoint_time"] = stat.st_mtime
+    record = json.loads(json.dumps(record))
+    record_file = os.path.join(os.path.dirname(nbest_file), "options.json")
+    if os.path.isfile(nbest_file) and not overwrite:
+        before = {}
+        if os.path.isfile(record_file):
+            with open(record_file, encoding="utf8") as file:
+                before = json.load(file)
+        ignore = {"overwrite", "data_dir", "num_workers"}
+        changed = [
+            f"{k}: {before.get(k)!r} -> {v!r}" for k, v in record.items() if k not in ignore and before.get(k) != v
+        ]
+        if changed:
+            raise OptionError(
+                f"{nbest_file} holds the results of a run with other options ({'; '.join(changed)})."
+                " Choose another folder with ++output_dir, or replace them with ++overwrite True."
+            )
+        print(f"This run has finished before: {nbest_file}. To repeat it: ++overwrite True.")
+        wer_file = os.path.join(os.path.dirname(nbest_file), "wer.txt")
+        if os.path.isfile(wer_file):
+            with open(wer_file, encoding="utf8") as file:
+                print(file.read())
+        sys.exit(0)
+    write_json(record_file, record)
