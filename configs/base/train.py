@@ -8,6 +8,9 @@ import json
 import os
 from typing import Any
 
+from returnn.log import log
+
+from recog.progress import Progress
 from rf_models.options import AedCtcOptions, AedCtcTrainOptions
 
 from .corpus import CorpusOptions, open_corpus
@@ -64,8 +67,12 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
 
         aed_ctc.train_step(model=model, extern_data=extern_data, opts=loss_opts)
 
+    progress = Progress("training", interval=10.0, stream=lambda: log.v3)
+
     def dynamic_learning_rate(*, epoch: int, epoch_continuous: float | None = None, **_kwargs: Any) -> float:
-        return opts.learning_rate_at(epoch - 1 if epoch_continuous is None else epoch_continuous)
+        position = epoch - 1 if epoch_continuous is None else epoch_continuous
+        progress.update(position / opts.num_epochs, f"sub-epoch {epoch} of {opts.num_epochs}")
+        return opts.learning_rate_at(position)
 
     max_seq_length = {}
     if opts.max_label_len is not None:
