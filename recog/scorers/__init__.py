@@ -1,1 +1,3 @@
-"""One interface for attention decoders, language models and internal language models."""
+"""
+One interface for everything that scores the next label: attention decoder, language models, internal language models.
+"""

@@ -1,0 +1,168 @@
+"""
+The attention decoder as a label scorer.
+
+One step is run in plain torch on the module's own parameters: the frontend's overhead and its buffers of
+[B, K, T, attention] would make the step 1.2 to 3 times as expensive as its arithmetic.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rf_models.decoder import AttentionDecoder, AttentionMemory
+
+from .base import LabelScorer, State
+
+__all__ = ["AttentionScorer"]
+
+_CHUNK_BYTES = {"cpu": 3 << 20}
+"""Size of the buffer [rows, T, attention], by type of device: on a CPU it should stay in the cache."""
+_CHUNK_BYTES_DEFAULT = 256 << 20
+
+
+class AttentionScorer(LabelScorer):
+    """
+    :func:`rf_models.decoder.AttentionDecoder.step` in evaluation mode, for rows of any utterances.
+
+    State: LSTM h and c, context vector, accumulated attention weights (beta), and whether there is a label yet.
+    """
+
+    def __init__(self, decoder: AttentionDecoder, memory: AttentionMemory, lengths: Tensor, *, track: bool = False):
+        """
+        :param decoder:
+        :param memory: of a batch of B utterances
+        :param lengths: [B] encoder frames
+        :param track: also keep what the coverage and monotonicity scores need
+        """
+        self.num_labels = decoder.target_dim.dimension
+        batch_dim = memory.enc.remaining_dims([memory.enc_spatial_dim, decoder.enc_dim])
+        dims = [*batch_dim, memory.enc_spatial_dim]
+        self.enc = memory.enc.copy_transpose([*dims, decoder.enc_dim]).raw_tensor
+        self.enc_ctx = memory.enc_ctx.copy_transpose([*dims, decoder.att_dim]).raw_tensor
+        fertility = memory.inv_fertility.copy_transpose([*dims, decoder.feedback_dim]).raw_tensor
+        self.half_fertility = 0.5 * fertility[:, :, 0]
+        self.lengths = lengths.to(self.enc.device)
+        self.outside = torch.arange(self.enc.shape[1], device=self.enc.device) >= self.lengths[:, None]
+        # One copy to the host per batch, none per step. On a CPU, chunks are cut to their utterances' length.
+        self.max_length = int(self.lengths.max())
+        self.on_cpu = self.enc.device.type == "cpu"
+        self.track = track
+
+        def weight(param, *dims) -> Tensor:
+            return param.copy_transpose(dims).raw_tensor.detach()
+
+        lstm = decoder.s
+        gates = 4 * lstm.out_dim
+        self.embedding = decoder.target_embed.weight.raw_tensor.detach()
+        self.lstm = lstm
+        self.ff_weight = weight(lstm.ff_weight, gates, lstm.in_dim)
+        self.rec_weight = weight(lstm.rec_weight, gates, lstm.out_dim)
+        self.bias = lstm.bias.raw_tensor.detach()
+        self.w_feedback = weight(decoder.weight_feedback.weight, decoder.feedback_dim, decoder.att_dim)  # [1, A]
+        self.w_s = weight(decoder.s_transformed.weight, decoder.att_dim, decoder.lstm_dim)
+        self.w_energy = weight(decoder.energy.weight, decoder.att_dim, decoder.feedback_dim)[:, 0]
+        readout_in, output = decoder.readout_in, decoder.output_prob
+        self.readout_weight = weight(readout_in.weight, readout_in.out_dim, readout_in.in_dim)
+        self.readout_bias = readout_in.bias.raw_tensor.detach()
+        self.output_weight = weight(output.weight, output.out_dim, output.in_dim)
+        self.output_bias = output.bias.raw_tensor.detach()
+        item_size = self.enc_ctx.element_size()
+        chunk_bytes = _CHUNK_BYTES.get(self.enc.device.type, _CHUNK_BYTES_DEFAULT)
+        self.chunk_rows = max(1, chunk_bytes // (max(1, self.max_length) * self.enc_ctx.shape[2] * item_size))
+
+    def initial_state(self, batch_size: int) -> State:
+        """:return: all zero: the first step sees no embedding and no context, as in training"""
+        if batch_size != self.enc.shape[0]:
+            raise ValueError(f"{batch_size} utterances, but the decoder has the encoder states of {self.enc.shape[0]}")
+        hidden = self.rec_weight.shape[1]
+        new = self.enc.new_zeros
+        state = {
+            "h": new((batch_size, hidden)),
+            "c": new((batch_size, hidden)),
+            "att": new((batch_size, self.enc.shape[2])),
+            "beta": new((batch_size, self.enc.shape[1])),
+            "has_label": new((batch_size, 1)),
+        }
+        if self.track:
+            state["att_sum"] = new((batch_size, self.enc.shape[1]))
+            state["position"] = new((batch_size,))
+            state["backward"] = new((batch_size,))
+        return state
+
+    def step(self, prev_labels: Tensor, state: State, utt: Tensor) -> tuple[Tensor, State]:
+        """See :func:`LabelScorer.step`."""
+        embed = functional.embedding(prev_labels, self.embedding) * state["has_label"]
+        s, h, c = self._lstm(torch.cat((embed, state["att"]), dim=1), state["h"], state["c"])
+        weights, context = self._attend(functional.linear(s, self.w_s), state["beta"], utt)
+        readout = functional.linear(torch.cat((s, embed, context), dim=1), self.readout_weight, self.readout_bias)
+        readout = readout.unflatten(1, (-1, 2)).amax(dim=2)
+        log_probs = functional.linear(readout, self.output_weight, self.output_bias).log_softmax(dim=1)
+        new_state = {
+            "h": h,
+            "c": c,
+            "att": context,
+            "beta": torch.addcmul(state["beta"], weights, self.half_fertility.index_select(0, utt)),
+            "has_label": torch.ones_like(state["has_label"]),
+        }
+        if self.track:
+            frames = torch.arange(weights.shape[1], device=weights.device, dtype=weights.dtype)
+            position = weights @ frames
+            step_back = (state["position"] - position).clamp(min=0.0)
+            new_state["att_sum"] = state["att_sum"] + weights
+            new_state["position"] = position
+            new_state["backward"] = state["backward"] + step_back
+        return log_probs.float(), new_state
+
+    def row_scores(self, state: State) -> dict[str, Tensor]:
+        """
+        :return: "attention_sums" [N, T]: weights summed over the labels, for the coverage score;
+            "monotonicity" [N]: minus the frames that the mean attention position has moved back. None without tracking.
+        """
+        if not self.track:
+            return {}
+        return {"attention_sums": state["att_sum"], "monotonicity": -state["backward"]}
+
+    def _lstm(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Zoneout LSTM in evaluation mode. :return: output [N, hidden], new h, new c"""
+        gates = functional.linear(x, self.ff_weight, self.bias).addmm_(h, self.rec_weight.t())
+        parts = dict(zip(self.lstm.parts_order, gates.chunk(4, dim=1), strict=True))
+        forget = parts["f"] + self.lstm.forget_bias if self.lstm.forget_bias else parts["f"]
+        new_c = torch.sigmoid(forget) * c + torch.sigmoid(parts["i"]) * torch.tanh(parts["j"])
+        new_h = torch.sigmoid(parts["o"]) * torch.tanh(new_c)
+        # Zoneout is a mean here: (1 - factor) new + factor old.
+        zoned_c = torch.lerp(new_c, c, self.lstm.zoneout_factor_cell)
+        zoned_h = torch.lerp(new_h, h, self.lstm.zoneout_factor_output)
+        return (zoned_h if self.lstm.use_zoneout_output else new_h), zoned_h, zoned_c
+
+    def _attend(self, s: Tensor, beta: Tensor, utt: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        :param s: [N, A] transformed LSTM output
+        :param beta: [N, T]
+        :param utt: [N]
+        :return: attention weights [N, T], context [N, enc]
+        """
+        num_rows = s.shape[0]
+        if num_rows <= self.chunk_rows and not self.on_cpu:
+            return self._attend_chunk(s, beta, utt, self.enc.shape[1])
+        weights, context = torch.zeros_like(beta), s.new_empty((num_rows, self.enc.shape[2]))
+        lengths = self.lengths[utt].tolist() if self.on_cpu else [self.enc.shape[1]] * num_rows
+        for start in range(0, num_rows, self.chunk_rows):
+            rows = slice(start, start + self.chunk_rows)
+            length = max(lengths[rows])
+            weights[rows, :length], context[rows] = self._attend_chunk(s[rows], beta[rows], utt[rows], length)
+        return weights, context
+
+    def _attend_chunk(self, s: Tensor, beta: Tensor, utt: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The same for as many rows as one buffer holds, over the first frames only."""
+        hidden = self.enc_ctx[:, :length].index_select(0, utt)  # [n, T, A], a copy
+        # + beta w_feedback + s, as one matrix product that adds to it
+        left = torch.stack((beta[:, :length], torch.ones_like(beta[:, :length])), dim=2)
+        right = torch.stack((self.w_feedback.expand_as(s), s), dim=1)
+        hidden.baddbmm_(left, right).tanh_()
+        energy = torch.matmul(hidden, self.w_energy)
+        energy = energy.masked_fill_(self.outside[:, :length].index_select(0, utt), float("-inf"))
+        weights = energy.softmax(dim=1)
+        context = torch.bmm(weights[:, None], self.enc[:, :length].index_select(0, utt))[:, 0]
+        return weights, context
