@@ -7,8 +7,8 @@ The first line is the header (:class:`NBestHeader`), each other line an utteranc
     {"seq_tag": "test/7-1", "duration": 2.5, "enc_len": 42, "ref": "...", "hyps": [{"labels": [5, 3], "text": "...",
      "score": -1.2, "scores": {"att": -0.9, "ctc": -1.9}}, ...], "error": null}
 
-The scores of the components are those *before* scales, and the scales carry their sign, so for every hypothesis (natural
-logarithms)::
+The scores of the components are those *before* scales, and the scales carry their sign, so for every hypothesis
+(natural logarithms)::
 
     score = sum_c scales[c] * scores[c] / max(number of labels + length_norm_offset, 1) ** length_norm_exponent
 
@@ -24,7 +24,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, TextIO
 
@@ -181,20 +181,27 @@ class _AtomicTextFile:
         self.text: TextIO = io.TextIOWrapper(self._gzip or self._raw, encoding="utf8", newline="\n")
 
     def close(self) -> None:
-        """Makes sure that all is on the disk, then gives the file its name."""
-        self.text.flush()
-        self.text.detach()
-        if self._gzip is not None:
-            self._gzip.close()
-        self._raw.flush()
-        os.fsync(self._raw.fileno())
-        self._raw.close()
-        os.replace(self.temp_filename, self.filename)
+        """Makes sure that all is on the disk, then gives the file its name. If that fails, removes it."""
+        try:
+            self.text.flush()
+            self.text.detach()
+            if self._gzip is not None:
+                self._gzip.close()
+            self._raw.flush()
+            os.fsync(self._raw.fileno())
+            self._raw.close()
+            os.replace(self.temp_filename, self.filename)
+        except BaseException:
+            self.abort()
+            raise
 
     def abort(self) -> None:
         """Removes the temporary file."""
-        self._raw.close()
-        if os.path.exists(self.temp_filename):
+        for stream in (self.text, self._gzip, self._raw):
+            if stream is not None:
+                with suppress(OSError, ValueError):  # e.g. no space left for what is still in a buffer, or closed
+                    stream.close()
+        with suppress(FileNotFoundError):
             os.remove(self.temp_filename)
 
 
@@ -272,7 +279,9 @@ def _dumps(record: dict[str, Any], what: str) -> str:
     :raises ValueError: NaN or infinity
     """
     try:
-        return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(", ", ": ")) + "\n"
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        line.encode("utf8")  # lone surrogates
+        return line
     except (TypeError, ValueError) as exc:
         raise ValueError(f"{what}: not possible in JSON: {exc}") from None
 
@@ -282,8 +291,8 @@ def write_returnn_search_output(filename: str, utterances: Iterable[Utterance]) 
     Writes RETURNN's usual search output, a Python literal ``{seq_tag: [(score, text), ...], ...}``.
 
     :param filename: compressed if it ends with .gz
-    :param utterances: one without hypotheses gets an empty text with the score -1e999 (the literal of -inf), since readers
-        of this format expect at least one entry
+    :param utterances: one without hypotheses gets an empty text with the score -1e999 (the literal of -inf), since
+        readers of this format expect at least one entry
     """
     with open_text_for_writing(filename) as file:
         file.write("{\n")
@@ -382,13 +391,16 @@ def _parse_header(record: dict[str, Any]) -> NBestHeader:
     offset = record.get("length_norm_offset", 1)
     if type(offset) is not int or offset not in (0, 1):
         raise ValueError(f'"length_norm_offset": {offset!r}: expected 0 or 1')
+    vocab = _get(record, "vocab", dict, default={})
+    if type(vocab.get("num_labels", 1)) is not int:
+        raise ValueError(f'"num_labels" of "vocab": {vocab["num_labels"]!r}: expected a number of labels')
     return NBestHeader(
         search=_get(record, "search", str),
         scales={name: _number(value, f'scale of "{name}"') for name, value in scales.items()},
         length_norm_exponent=_number(record.get("length_norm_exponent", 0.0), "length_norm_exponent"),
         length_norm_offset=offset,
         options=_get(record, "options", dict, default={}),
-        vocab=_get(record, "vocab", dict, default={}),
+        vocab=vocab,
     )
 
 
@@ -427,9 +439,8 @@ def _parse_hyp(record: Any, index: int, header: NBestHeader) -> Hypothesis:
         num_labels = header.vocab.get("num_labels")
         for label in labels:
             if type(label) is not int or label < 0 or (num_labels is not None and label >= num_labels):
-                raise ValueError(
-                    f'"labels": {label!r} is not a label (0 ... {(num_labels or "number of labels")}, excl.)'
-                )
+                expected = ">= 0" if num_labels is None else f"0 ... {num_labels - 1}"
+                raise ValueError(f'"labels": {label!r} is not a label ({expected})')
         scores = {name: _number(value, f'score "{name}"') for name, value in _get(record, "scores", dict).items()}
         for name in scores:
             if name not in header.scales:
