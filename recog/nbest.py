@@ -35,6 +35,7 @@ __all__ = [
     "NBestWriter",
     "Utterance",
     "audit",
+    "check_utterance",
     "load_nbest",
     "open_text_for_writing",
     "read_nbest",
@@ -149,6 +150,15 @@ def audit(
     return problems
 
 
+def check_utterance(utt: Utterance, header: NBestHeader) -> None:
+    """
+    :param utt:
+    :param header:
+    :raises ValueError: if it is not valid in a file with this header, e.g. has a NaN or is not sorted
+    """
+    _parse_utterance(asdict(utt), header)
+
+
 # ---- writing
 
 
@@ -238,12 +248,11 @@ class NBestWriter:
         hyps = [hyp for hyp in utt.hyps if hyp.score != -math.inf]
         error = utt.error or (None if hyps else NO_HYPOTHESIS)
         utt = Utterance(utt.seq_tag, utt.duration, utt.enc_len, utt.ref, hyps, error)
-        record = asdict(utt)
         try:
-            _parse_utterance(record, self.header)
+            check_utterance(utt, self.header)
             if utt.seq_tag in self._seq_tags:
                 raise ValueError("an utterance of this name was written before")
-            line = _dumps(record, "utterance")
+            line = _dumps(asdict(utt), "utterance")
         except ValueError as exc:
             raise ValueError(f"{self.filename}: cannot write utterance {utt.seq_tag!r}: {exc}") from None
         self._out.text.write(line)

@@ -7,6 +7,7 @@ alignment; where several alignments are equally good, the split into substitutio
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
     "align_words",
     "format_alignment",
     "format_table",
+    "run_name",
     "score_table",
     "score_utterances",
     "word_errors",
@@ -172,6 +174,16 @@ def score_utterances(
                 result += WerResult(num_failed=1)
         parts[utt.part] = parts.get(utt.part, WerResult()) + result
     return RunScore(dict(sorted(parts.items())))
+
+
+def run_name(nbest_file: str) -> str:
+    """
+    :param nbest_file: e.g. output/demo_recog_ctc/nbest.jsonl
+    :return: how tables call the run: the folder (demo_recog_ctc) if the file has the usual name, otherwise the file
+    """
+    folder, name = os.path.split(os.path.abspath(nbest_file))
+    stem = name.removesuffix(".gz").removesuffix(".jsonl")
+    return os.path.basename(folder) or stem if stem == "nbest" else stem
 
 
 _COLUMNS = ("run", "search", "part", "utts", "words", "WER %", "sub", "ins", "del", "SER %")

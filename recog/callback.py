@@ -1,0 +1,215 @@
+"""
+What happens with the results of RETURNN's forward task: they become an n-best file and a WER table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from returnn.forward_iface import ForwardCallbackIface
+from returnn.log import log
+from returnn.tensor import TensorDict
+
+from .nbest import (
+    Hypothesis,
+    NBestHeader,
+    NBestWriter,
+    Utterance,
+    check_utterance,
+    open_text_for_writing,
+    write_returnn_search_output,
+)
+from .progress import Progress
+from .vocab import Vocab
+from .wer import run_name, score_table, score_utterances
+
+__all__ = ["RecogCallback", "RecogError"]
+
+
+class RecogError(SystemExit):
+    """The run cannot give a correct result: RETURNN ends with the message and exit code 1."""
+
+    def __init__(self, message: str):
+        super().__init__(f"error: {message}")
+
+
+class RecogCallback(ForwardCallbackIface):
+    """
+    Collects the hypotheses of all utterances. At the end of the run it writes, sorted by sequence tag (so that the
+    files do not depend on the batches), ``nbest.jsonl`` and, beside it, ``wer.json`` and ``wer.txt``. The n-best file
+    comes last: where it is, the run is complete.
+
+    Outputs of the forward step that are read, per sequence (N hypotheses, best first)::
+
+        labels            [N, L] int     without EOS, anything behind the length
+        label_lengths     [N] int
+        scores            [N] float      -inf: there is no such hypothesis
+        score_<component> [N] float      for each component with a scale != 0 in the header, before its scale
+        enc_len           [] int         encoder frames
+        duration          [] float       of the audio, in seconds
+        encoder_time, search_time  [] float   this utterance's share of the computing time, in seconds
+        ref               [bytes] uint8  reference text in UTF-8; can be absent
+    """
+
+    def __init__(
+        self,
+        nbest_file: str,
+        *,
+        header: NBestHeader,
+        vocab: Vocab,
+        num_seqs: int,
+        returnn_search_output: bool = False,
+    ):
+        """
+        :param nbest_file: name of the n-best file to write
+        :param header: its header
+        :param vocab: makes texts of labels
+        :param num_seqs: so many utterances must come
+        :param returnn_search_output: write RETURNN's usual search output (search_out.py), too
+        """
+        self.nbest_file = nbest_file
+        self.header = header
+        self.vocab = vocab
+        self.num_seqs = num_seqs
+        folder = os.path.dirname(nbest_file)
+        self.wer_json_file = os.path.join(folder, "wer.json")
+        self.wer_text_file = os.path.join(folder, "wer.txt")
+        self.search_output_file = os.path.join(folder, "search_out.py") if returnn_search_output else None
+        self._start()
+
+    def _start(self) -> None:
+        self.utterances: dict[str, Utterance] = {}
+        self.audio_seconds = self.encoder_seconds = self.search_seconds = 0.0
+        self.progress = Progress("recognition", stream=lambda: log.v3)
+
+    def _remove_results(self) -> None:
+        """The n-best file first, since it tells that the others are complete."""
+        for filename in (self.nbest_file, self.wer_json_file, self.wer_text_file, self.search_output_file):
+            if filename is not None:
+                with suppress(FileNotFoundError):
+                    os.remove(filename)
+
+    def init(self, *, model: Any) -> None:
+        """
+        The run begins. Results of an earlier one (to be overwritten) are removed now: they belong to other options.
+
+        :param model: not used
+        """
+        self._start()
+        self._remove_results()
+        self.progress.update(0.0)
+
+    def process_seq(self, *, seq_tag: str, outputs: TensorDict) -> None:
+        """
+        :param seq_tag:
+        :param outputs: see the class; NumPy arrays without batch axis
+        :raises RecogError: if the hypotheses are not valid (NaN, not sorted, ...) or the utterance comes a second time
+        """
+        if seq_tag in self.utterances:
+            raise RecogError(f"utterance {seq_tag!r} came twice: expected each once, is it in two parts of the corpus?")
+        raw = {name: tensor.raw_tensor for name, tensor in outputs.data.items()}
+        scores = raw["scores"]
+        if np.isnan(scores).any():
+            raise RecogError(f"utterance {seq_tag!r}: the search gave the score NaN (scores {_floats(scores)})")
+        components = {
+            name.removeprefix("score_"): _floats(values) for name, values in raw.items() if name.startswith("score_")
+        }
+        lengths = raw["label_lengths"].tolist()
+        hyps = []
+        for i, score in enumerate(_floats(scores)):
+            if score == -np.inf:
+                continue
+            labels = raw["labels"][i, : lengths[i]].tolist()
+            text = self.vocab.labels_to_text(labels)
+            hyps.append(Hypothesis(labels, text, score, {name: values[i] for name, values in components.items()}))
+        ref = raw.get("ref")
+        duration = _float(raw["duration"])
+        try:
+            utt = Utterance(
+                seq_tag=seq_tag,
+                duration=round(duration, 6),
+                enc_len=int(raw["enc_len"]),
+                ref=None if ref is None else bytes(ref.astype(np.uint8)).decode("utf8"),
+                hyps=hyps,
+                error=None if hyps else "the search found no hypothesis",
+            )
+            check_utterance(utt, self.header)
+        except ValueError as exc:
+            raise RecogError(f"utterance {seq_tag!r}: {exc}") from None
+        self.utterances[seq_tag] = utt
+        self.audio_seconds += duration
+        self.encoder_seconds += _float(raw["encoder_time"])
+        self.search_seconds += _float(raw["search_time"])
+        done = len(self.utterances)
+        self.progress.update(min(done / max(self.num_seqs, 1), 1.0), f"{done} of {self.num_seqs} utterances")
+
+    def finish(self) -> None:
+        """
+        The run has ended: writes all files and prints the summary.
+
+        :raises RecogError: if the number of utterances is not as expected
+        """
+        if len(self.utterances) != self.num_seqs:
+            raise RecogError(
+                f"{len(self.utterances)} utterances arrived, but the corpus has {self.num_seqs}. No results are"
+                " written. Has the corpus changed after its preparation, or does an option of the dataset leave some out?"
+            )
+        utterances = [utt for _, utt in sorted(self.utterances.items())]
+        score = score_utterances(utterances)
+        table = score_table({run_name(self.nbest_file): (self.header.search, score)})
+        summary = f"{table}\n{self._time_summary()}\n"
+        try:
+            if self.search_output_file is not None:
+                write_returnn_search_output(self.search_output_file, utterances)
+            with open_text_for_writing(self.wer_json_file) as file:
+                record = {"search": self.header.search, **score.as_dict(), "time": self._times()}
+                json.dump(record, file, indent=2, allow_nan=False)
+                file.write("\n")
+            with open_text_for_writing(self.wer_text_file) as file:
+                file.write(summary)
+            with NBestWriter(self.nbest_file, self.header) as writer:
+                for utt in utterances:
+                    writer.write(utt)
+        except BaseException:
+            self._remove_results()
+            raise
+        print(f"{summary}{len(utterances)} utterances, n-best lists in {self.nbest_file}", file=log.v1, flush=True)
+
+    def _times(self) -> dict[str, float | None]:
+        """:return: seconds, and real time factors (computing time divided by audio time); None without audio"""
+        seconds = {
+            "encoder": self.encoder_seconds,
+            "search": self.search_seconds,
+            "total": self.encoder_seconds + self.search_seconds,
+        }
+        audio = self.audio_seconds
+        return {
+            "audio_seconds": audio,
+            **{f"{name}_seconds": value for name, value in seconds.items()},
+            **{f"{name}_real_time_factor": value / audio if audio else None for name, value in seconds.items()},
+        }
+
+    def _time_summary(self) -> str:
+        """:return: a line"""
+        times = self._times()
+        if not self.audio_seconds:
+            return "Real time factor: not defined, there was no audio."
+        return (
+            f"Real time factor {times['total_real_time_factor']:.4f}: encoder {times['encoder_real_time_factor']:.4f},"
+            f" search {times['search_real_time_factor']:.4f} ({self.audio_seconds:.0f} s of audio in"
+            f" {times['total_seconds']:.1f} s of computing time)."
+        )
+
+
+def _float(value: np.ndarray | np.floating) -> float:
+    """:return: the shortest number that has this value in its own precision: 0.1, not 0.10000000149 for float32"""
+    return float(str(value[()]) if isinstance(value, np.ndarray) else str(value))
+
+
+def _floats(values: np.ndarray) -> list[float]:
+    """:return: see :func:`_float`"""
+    return [_float(value) for value in values]
