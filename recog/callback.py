@@ -156,7 +156,7 @@ class RecogCallback(ForwardCallbackIface):
         if len(self.utterances) != self.num_seqs:
             raise RecogError(
                 f"{len(self.utterances)} utterances arrived, but the corpus has {self.num_seqs}. No results are"
-                " written. Has the corpus changed after its preparation, or does an option of the dataset leave some out?"
+                " written. Has the corpus changed after its preparation, or does an option of RETURNN leave some out?"
             )
         utterances = [utt for _, utt in sorted(self.utterances.items())]
         score = score_utterances(utterances)

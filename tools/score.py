@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+"""
+Word error rates of recognition runs, from their n-best files.
+
+Prints a table with a row for each run and part of the corpus: number of utterances and reference words, word error
+rate, substitutions, insertions, deletions, sentence error rate. References and hypotheses are normalised alike: lower
+case, <unk> left out, contractions joined ("it 's" = "it's"); see recog/text.py.
+
+  python tools/score.py output/demo_recog_ctc/nbest.jsonl output/demo_recog_labelsync/nbest.jsonl
+  python tools/score.py output/ted2_recog_ctc/nbest.jsonl --alignments errors.txt --stm ref.stm --ctm hyp.ctm
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from recog.nbest import NBestFormatError, NBestHeader, Utterance, load_nbest, open_text_for_writing
+from recog.text import TextNormaliser
+from recog.wer import RunScore, align_words, format_alignment, run_name, score_table, score_utterances
+
+__all__ = ["main"]
+
+
+class ScoreError(Exception):
+    """The message is for the user."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One n-best file."""
+
+    name: str
+    file: str
+    header: NBestHeader
+    utterances: list[Utterance]
+    """Sorted by tag."""
+    score: RunScore
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    :param argv: command line without the program; None: of this process
+    :return: exit code
+    """
+    args = _parse_args(argv)
+    try:
+        _check_outputs(args)
+        normaliser = TextNormaliser(lower_case=not args.keep_case, drop_unknown=not args.keep_unk)
+        runs = _load_runs(args.nbest, normaliser, sclite_costs=args.sclite_costs)
+        _check_references(runs, normaliser)
+        _write_outputs(runs, args, normaliser)
+    except (ScoreError, NBestFormatError, OSError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 1
+    print(score_table({run.name: (run.header.search, run.score) for run in runs}, markdown=args.markdown))
+    for note in _notes(runs):
+        print(f"note: {note}", file=sys.stderr)
+    if not any(run.score.total.num_utts for run in runs):
+        print("error: no utterance has a reference: nothing to score", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse_args(argv: list[str] | None) -> argparse.Namespace:
+    summary, _, epilog = __doc__.strip().partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("nbest", metavar="NBEST", nargs="+", help="n-best file of a run (nbest.jsonl or .jsonl.gz)")
+    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    parser.add_argument("--json", metavar="FILE", help="write all counts and rates as JSON")
+    parser.add_argument(
+        "--alignments",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="write the alignment of each utterance: reference, hypothesis, errors (no FILE: print it before the table;"
+        " then this option must come after the n-best files)",
+    )
+    sclite = parser.add_argument_group("files for sclite (the text is normalised)")
+    sclite.add_argument(
+        "--trn", metavar="DIR", help="write <run>.<part>.ref.trn and <run>.<part>.hyp.trn into this folder"
+    )
+    sclite.add_argument(
+        "--ctm",
+        metavar="FILE",
+        help="write the hypotheses of one run as CTM. The search gives no times: the words of an utterance are spread"
+        " evenly over its duration, good for scoring per utterance, but they are no time stamps",
+    )
+    sclite.add_argument("--stm", metavar="FILE", help="write the references of one run as STM, to go with --ctm")
+    parser.add_argument("--keep-case", action="store_true", help="compare words with their case")
+    parser.add_argument("--keep-unk", action="store_true", help="count <unk> as a word")
+    parser.add_argument(
+        "--sclite-costs",
+        action="store_true",
+        help="align with the costs of sclite (substitution 4, insertion and deletion 3) instead of the smallest number"
+        " of errors; can give slightly more errors",
+    )
+    args = parser.parse_args(argv)
+    if (args.ctm or args.stm) and len(args.nbest) != 1:
+        parser.error("--ctm and --stm are for a single n-best file: call the program once for each")
+    return args
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """:raises ScoreError: if an n-best file would be overwritten, e.g. after ``--alignments NBEST``"""
+    for option in ("json", "alignments", "ctm", "stm"):
+        filename = getattr(args, option)
+        if filename and re.search(r"\.jsonl(\.gz)?$", filename):
+            raise ScoreError(f"--{option} {filename}: that is the name of an n-best file, and would be overwritten")
+
+
+def _load_runs(files: list[str], normaliser: TextNormaliser, *, sclite_costs: bool) -> list[Run]:
+    """:raises ScoreError: the same file twice"""
+    paths = [os.path.realpath(file) for file in files]
+    for i, path in enumerate(paths):
+        if path in paths[:i]:
+            raise ScoreError(f"{files[i]} is given twice")
+    names = [run_name(file) for file in files]
+    names = [name if names.count(name) == 1 else file for name, file in zip(names, files, strict=True)]
+    runs = []
+    for name, file in zip(names, files, strict=True):
+        header, utterances = load_nbest(file)
+        if not utterances:
+            raise ScoreError(f"{file}: has a header, but no utterances")
+        utterances.sort(key=lambda utt: utt.seq_tag)
+        score = score_utterances(utterances, normaliser=normaliser, sclite_costs=sclite_costs)
+        runs.append(Run(name, file, header, utterances, score))
+    return runs
+
+
+def _check_references(runs: list[Run], normaliser: TextNormaliser) -> None:
+    """:raises ScoreError: if two runs have different references for an utterance: their WERs could not be compared"""
+    refs: dict[str, tuple[str, str]] = {}
+    for run in runs:
+        for utt in run.utterances:
+            if utt.ref is None:
+                continue
+            ref = normaliser(utt.ref)
+            file, other = refs.setdefault(utt.seq_tag, (run.file, ref))
+            if ref != other:
+                raise ScoreError(
+                    f"mixed references: utterance {utt.seq_tag!r} has {other!r} in {file}, but {ref!r} in {run.file}:"
+                    " these runs cannot be compared"
+                )
+
+
+def _notes(runs: list[Run]) -> Iterator[str]:
+    """:return: what makes rows of the table incomparable: the same part with other utterances"""
+    for part in sorted({part for run in runs for part in run.score.parts}):
+        tags = {run.name: {u.seq_tag for u in run.utterances if u.part == part and u.ref is not None} for run in runs}
+        tags = {name: own for name, own in tags.items() if own}
+        everything = set().union(*tags.values())
+        missing = {name: len(everything - own) for name, own in tags.items() if own != everything}
+        if missing:
+            what = ", ".join(f"{number} in {name}" for name, number in missing.items())
+            yield f"part {part or '-'}: the runs have different utterances (missing: {what}): do not compare these rows"
+
+
+def _write_outputs(runs: list[Run], args: argparse.Namespace, normaliser: TextNormaliser) -> None:
+    if args.json:
+        with open_text_for_writing(args.json) as file:
+            json.dump(_as_json(runs, args), file, indent=2, allow_nan=False)
+            file.write("\n")
+    if args.trn:
+        _write_trn(runs, args.trn, normaliser)
+    if args.stm:
+        with open_text_for_writing(args.stm) as file:
+            file.writelines(_stm_lines(runs[0], normaliser))
+    if args.ctm:
+        with open_text_for_writing(args.ctm) as file:
+            file.writelines(_ctm_lines(runs[0], normaliser))
+    if args.alignments == "-":
+        sys.stdout.writelines(_alignment_lines(runs, normaliser, sclite_costs=args.sclite_costs))
+    elif args.alignments:
+        with open_text_for_writing(args.alignments) as file:
+            file.writelines(_alignment_lines(runs, normaliser, sclite_costs=args.sclite_costs))
+
+
+def _as_json(runs: list[Run], args: argparse.Namespace) -> dict:
+    """:return: content of the JSON file"""
+    return {
+        "format": 1,
+        "keep_case": args.keep_case,
+        "keep_unk": args.keep_unk,
+        "sclite_costs": args.sclite_costs,
+        "runs": [
+            {"run": run.name, "file": run.file, "search": run.header.search, **run.score.as_dict()} for run in runs
+        ],
+    }
+
+
+def _hypothesis(utt: Utterance) -> str:
+    """:return: text of the first hypothesis, empty without one"""
+    return utt.hyps[0].text if utt.hyps else ""
+
+
+def _utterance_id(utt: Utterance) -> str:
+    """:return: tag without the part; no white space, since sclite separates by it"""
+    name = utt.seq_tag.removeprefix(utt.part + "/") if utt.part else utt.seq_tag
+    return re.sub(r"\s+", "_", name)
+
+
+def _speaker(utt: Utterance) -> str:
+    """:return: what precedes the first "-" or "_" of the utterance id, as sclite does it"""
+    return re.split("[-_]", _utterance_id(utt), maxsplit=1)[0] or "unknown"
+
+
+def _write_trn(runs: list[Run], folder: str, normaliser: TextNormaliser) -> None:
+    os.makedirs(folder, exist_ok=True)
+    for run in runs:
+        run_file = re.sub(r"[^\w.-]+", "_", run.name).strip("_")
+        for part in run.score.parts:
+            utterances = [utt for utt in run.utterances if utt.part == part and utt.ref is not None]
+            base = os.path.join(folder, f"{run_file}.{part}" if part else run_file)
+            with open_text_for_writing(f"{base}.ref.trn") as file:
+                file.writelines(f"{normaliser(utt.ref or '')} ({_utterance_id(utt)})\n" for utt in utterances)
+            with open_text_for_writing(f"{base}.hyp.trn") as file:
+                file.writelines(f"{normaliser(_hypothesis(utt))} ({_utterance_id(utt)})\n" for utt in utterances)
+
+
+def _duration(utt: Utterance, run: Run, option: str) -> float:
+    """:raises ScoreError: not known"""
+    if not utt.duration:
+        raise ScoreError(f"{run.file}: {option} needs durations, but utterance {utt.seq_tag!r} has none")
+    return utt.duration
+
+
+def _waveform(utt: Utterance) -> str:
+    """:return: name of the audio in CTM and STM: every utterance is its own"""
+    return re.sub(r"\s+", "_", utt.seq_tag)
+
+
+def _stm_lines(run: Run, normaliser: TextNormaliser) -> Iterator[str]:
+    """:return: lines "waveform channel speaker begin end text" """
+    for utt in run.utterances:
+        if utt.ref is not None:
+            end = _duration(utt, run, "--stm")
+            yield f"{_waveform(utt)} 1 {_speaker(utt)} 0.000 {end:.3f} {normaliser(utt.ref)}\n"
+
+
+def _ctm_lines(run: Run, normaliser: TextNormaliser) -> Iterator[str]:
+    """:return: lines "waveform channel begin duration word" """
+    yield ";; The times are not measured: the words are spread evenly over the utterance.\n"
+    for utt in run.utterances:
+        if utt.ref is None:
+            continue
+        words = normaliser.words(_hypothesis(utt))
+        step = _duration(utt, run, "--ctm") / max(len(words), 1)
+        for i, word in enumerate(words):
+            yield f"{_waveform(utt)} 1 {i * step:.3f} {step:.3f} {word}\n"
+
+
+def _alignment_lines(runs: list[Run], normaliser: TextNormaliser, *, sclite_costs: bool) -> Iterator[str]:
+    for run in runs:
+        yield f"# {run.name} ({run.file})\n\n"
+        for utt in run.utterances:
+            if utt.ref is None:
+                yield f"{utt.seq_tag}: no reference\n\n"
+                continue
+            pairs = align_words(
+                normaliser.words(utt.ref), normaliser.words(_hypothesis(utt)), sclite_costs=sclite_costs
+            )
+            errors = sum(ref != hyp for ref, hyp in pairs)
+            words = sum(ref is not None for ref, _ in pairs)
+            failed = f", search failed: {utt.error}" if utt.error is not None else ""
+            yield f"{utt.seq_tag}: {errors} error(s), {words} word(s){failed}\n{format_alignment(pairs)}\n\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
