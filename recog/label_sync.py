@@ -196,7 +196,7 @@ def _top_candidates(candidates: Tensor, beam_size: int) -> tuple[Tensor, Tensor,
     :param candidates: [B, K, V]
     :return: scores, parents, labels of the best beam_size (or all), [B, K']
     """
-    batch, num_hyps, num_labels = candidates.shape
+    num_labels = candidates.shape[2]
     # Best labels of each hypothesis first: rows are scanned in parallel, and the second sort is small.
     row_scores, row_labels = candidates.topk(min(beam_size, num_labels), dim=2)
     scores, index = row_scores.flatten(1).topk(min(beam_size, row_scores[0].numel()), dim=1)
@@ -215,8 +215,8 @@ def _add_row_scores(active: _Hyps, row_scales: dict[str, float], row_scores: dic
 
 def _compete(active: _Hyps, ended: _Hyps, *, beam_size: int, divisor_opts: dict) -> tuple[_Hyps, _Hyps]:
     """
-    Ended hypotheses keep competing for the places of the beam: with their normalised score, brought to the length of the
-    active ones. Who loses is dropped.
+    Ended hypotheses keep competing for the places of the beam: with their normalised score, brought to the length of
+    the active ones. Who loses is dropped.
     """
     scale = length_divisor(active.lengths[:, :1], **divisor_opts)
     ended_scores = ended.scores * scale

@@ -117,8 +117,8 @@ class LabelSyncOptions(SearchOptions):
     """"separate": ended hypotheses are collected beside the beam (ESPnet). "in_beam": they keep competing for places in
     the beam, normalised by their length (RETURNN, the original recipes)."""
     early_stop: bool = True
-    """Stop an utterance when no active hypothesis can still get into the n-best of the ended ones, under the assumption that
-    scores only fall with more labels. That is exact without ILM, coverage and positive length_reward, otherwise a
+    """Stop an utterance when no active hypothesis can still get into the n-best of the ended ones, under the assumption
+    that scores only fall with more labels. That is exact without ILM, coverage and positive length_reward, otherwise a
     heuristic. False: go on to the maximum length. (No effect on ended_hyps "in_beam", which ends with its last active
     hypothesis.)"""
     coverage_scale: float = 0.0

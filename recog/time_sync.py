@@ -1,6 +1,6 @@
 """
-Time-synchronous one-pass beam search ("optsr"): a CTC prefix search whose prefixes are also scored by attention decoder,
-external and internal LM.
+Time-synchronous one-pass beam search ("optsr"): a CTC prefix search whose prefixes are also scored by attention
+decoder, external and internal LM.
 
 A hypothesis is a label prefix h with two CTC scores: of its alignments that end in blank (b) and in its last label (n).
 Both are kept apart because "a a" can only come from "a blank". With x_t = log p_t, the scales c (ctc_scale),
@@ -12,8 +12,8 @@ c log(exp(x / c) + exp(y / c)), which is log-sum for scores that are c times a l
 
     S(h)    = b(h) + n(h) combined, plus the label scores of h
 
-Prefixes that are reached from two sides are one hypothesis *before* pruning, so that the beam never holds one twice. Label
-scorers are run once for each prefix that enters the beam, in one batch of all new prefixes of the frame.
+Prefixes that are reached from two sides are one hypothesis *before* pruning, so that the beam never holds one twice.
+Label scorers are run once for each prefix that enters the beam, in one batch of all new prefixes of the frame.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ class _Search:
         has_parent: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """
-        :return: scores [r, K'] of the best prefixes of the next beam, best first; index: slot of a prefix that stays, or
-            beam_size + slot * V + label of an extension
+        :return: scores [r, K'] of the best prefixes of the next beam, best first; index: slot of a prefix that stays,
+            or beam_size + slot * V + label of an extension
         """
         r, beam_size, num_labels = x_scaled.shape[0], self.beam_size, self.num_labels
         if self.opts.num_candidates is not None and self.opts.num_candidates < num_labels:

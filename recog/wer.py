@@ -116,7 +116,7 @@ def align_words(
 def format_alignment(pairs: Iterable[tuple[str | None, str | None]]) -> str:
     """
     :param pairs: see :func:`align_words`
-    :return: three lines: reference, hypothesis, kind of error (S, I, D) below each other
+    :return: lines below each other: reference, hypothesis, and, if there are errors, their kind (S, I, D)
     """
     lines = ["REF:", "HYP:", "    "]
     for ref, hyp in pairs:
@@ -125,7 +125,7 @@ def format_alignment(pairs: Iterable[tuple[str | None, str | None]]) -> str:
         width = max(len(ref), len(hyp))
         for i, cell in enumerate((ref, hyp, kind)):
             lines[i] += " " + cell.ljust(width)
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 @dataclass(frozen=True)

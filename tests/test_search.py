@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recog.core.result import combine_components, length_divisor
+from recog.forced_score import forced_scores
 from recog.label_sync import label_sync_search
 from recog.options import LabelSyncOptions, TimeSyncOptions
 from recog.time_sync import forced_ctc_part, time_sync_search
@@ -325,3 +326,48 @@ def test_decoder_runs_once_per_prefix():
     prefixes = sum(len(nbest(result, utt)) for utt in range(3))
     assert int(result.stats["decoder_rows"]) == prefixes
     assert tables["lm"].num_rows == tables["ilm"].num_rows == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    search=st.sampled_from(["label_sync", "time_sync"]),
+    exponent=st.sampled_from([0.0, 1.0]),
+    ilm_eos=st.booleans(),
+    published=st.booleans(),
+    recombination=st.sampled_from(["max", "sum"]),
+)
+def test_forced_scores_equal_those_of_the_search(seed, search, exponent, ilm_eos, published, recombination):
+    scales = signed(0.6, 0.3, 0.2, 0.1)
+    scorers, _, ctc = make(seed, scales, (4, 2, 3), ilm_eos=ilm_eos)
+    opts = dict(att_scale=0.6, ctc_scale=0.4, lm_scale=0.3, ilm_scale=0.2, length_reward=0.1, beam_size=UNLIMITED)
+    if search == "label_sync":
+        opts = LabelSyncOptions(**opts, length_norm_exponent=exponent, published_scoring=published, early_stop=False)
+    else:
+        opts = TimeSyncOptions(**opts, length_norm_exponent=exponent, recombination=recombination)
+    result = run(search, scorers, ctc, opts)
+    forced = forced_scores(
+        scorers=scorers,
+        ctc=ctc,
+        labels=result.labels,
+        label_lengths=result.label_lengths,
+        opts=opts,
+        frame_lengths=ctc.lengths,
+    )
+    exists = result.scores > NEG_INF
+    assert forced.scales == result.scales
+    if published and search == "label_sync":
+        # What is cut at the maximum length is a prefix: its CTC score is that of all continuations.
+        exists &= result.label_lengths < ctc.lengths[:, None]
+    torch.testing.assert_close(forced.scores[exists], result.scores[exists], atol=1e-4, rtol=0)
+    for name, value in result.components.items():
+        torch.testing.assert_close(forced.components[name][exists], value[exists], atol=1e-4, rtol=0)
+
+
+def test_forced_scores_of_impossible_sequences():
+    scales = signed(1.0, 0.0, 0.0)
+    scorers, _, ctc = make(5, scales, (2,))
+    opts = TimeSyncOptions(att_scale=1.0, ctc_scale=0.5)
+    labels = torch.tensor([[[1, 1, 0], [1, 2, 3], [1, 0, 0]]])
+    forced = forced_scores(scorers=scorers, ctc=ctc, labels=labels, label_lengths=torch.tensor([[2, 3, 1]]), opts=opts)
+    assert forced.scores[0, :2].tolist() == [NEG_INF, NEG_INF] and forced.scores[0, 2].isfinite()

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from recog.options import CtcOptions, GreedyOptions, LabelSyncOptions, TimeSyncOptions
 from rf_models.options import AedCtcOptions
@@ -42,40 +42,47 @@ class RecogOptions:
     batch_size: int = 200_000 * 16
     """Audio samples in a batch, padding included. Results do not depend on it."""
     max_seqs: int = 200
+    returnn_search_output: bool = False
+    """Also write the n-best as the Python dict that RETURNN's search task used to write (search_out.py.gz)."""
     overwrite: bool = False
     """Replace finished results of the same run."""
 
 
-_SEARCH_OPTIONS = {"ctc_greedy": GreedyOptions, "label_sync": LabelSyncOptions, "time_sync": TimeSyncOptions}
-
-
 def recognition_run(
-    namespace: dict[str, Any], setup: Setup, search: Literal["ctc_greedy", "label_sync", "time_sync"]
+    namespace: dict[str, Any], setup: Setup, search: GreedyOptions | LabelSyncOptions | TimeSyncOptions
 ) -> dict[str, Any]:
     """
     :param namespace: ``globals()`` of the config file. Its plain variables override the options of the setup.
     :param setup: corpus and model
-    :param search:
+    :param search: default options of the search; their class says which search
     :return: RETURNN's config: task forward, which writes an n-best file
     """
     # Options of models and losses have no effect here, except the sizes that must fit the checkpoint.
-    search_class = _SEARCH_OPTIONS[search]
     groups, values = resolve_options(
         namespace,
         command_line_options(),
-        [setup.corpus, setup.model, RecogOptions(), CtcOptions(), search_class()],
+        [setup.corpus, setup.model, RecogOptions(), CtcOptions(), search],
     )
     corpus_opts: CorpusOptions = groups[CorpusOptions]
     model_opts: AedCtcOptions = groups[AedCtcOptions]
     ctc_opts: CtcOptions = groups[CtcOptions]
     opts: RecogOptions = groups[RecogOptions]
-    search_opts = groups[search_class]
+    search_opts = groups[type(search)]
+    _check_combination(model_opts, ctc_opts, search_opts)
     corpus = open_corpus(
         setup.corpus_name, corpus_opts, parts=corpus_opts.recog_parts, prepare_command=setup.prepare_command
     )
     checkpoint = values.get("load") or find_checkpoint(setup.train_run, opts.checkpoint)
     if not os.path.isfile(checkpoint):
         raise OptionError(f"checkpoint {checkpoint} does not exist")
+    log_prior = None
+    if ctc_opts.prior_scale:
+        from recog.prior import load_log_prior
+
+        try:
+            log_prior = load_log_prior(ctc_opts.prior_file, num_classes=corpus.vocab.num_labels + 1)
+        except (OSError, ValueError) as exc:
+            raise OptionError(str(exc)) from None
     output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
     make_output_dir(output_dir)
     nbest_file = os.path.join(output_dir, "nbest.jsonl")
@@ -92,7 +99,8 @@ def recognition_run(
             raise OptionError(str(exc)) from None
         return model
 
-    from recog.forward import make_callback, make_forward_step
+    from recog.callback import RecogCallback
+    from recog.forward import make_forward_step, nbest_header
 
     config = {
         "backend": "torch",
@@ -102,14 +110,13 @@ def recognition_run(
         "forward_data": corpus.forward_dataset(corpus_opts.recog_parts),
         "get_model": get_model,
         "load": checkpoint,
-        "forward_step": make_forward_step(search, search_opts, ctc_opts),
-        "forward_callback": make_callback(
+        "forward_step": make_forward_step(search_opts, ctc_opts, log_prior=log_prior),
+        "forward_callback": RecogCallback(
             nbest_file,
-            search=search,
-            search_opts=search_opts,
-            ctc_opts=ctc_opts,
+            header=nbest_header(search_opts, ctc_opts, options=asdicts(groups), vocab=corpus.vocab.describe()),
             vocab=corpus.vocab,
             num_seqs=corpus.num_seqs(corpus_opts.recog_parts),
+            returnn_search_output=opts.returnn_search_output,
         ),
         "forward_auto_split_batch_on_oom": True,
         "batch_size": {"data": opts.batch_size},
@@ -119,6 +126,26 @@ def recognition_run(
     }
     config.update(returnn_keys(values))
     return config
+
+
+def _check_combination(model_opts: AedCtcOptions, ctc_opts: CtcOptions, search_opts: Any) -> None:
+    """:raises OptionError: a score is wanted that this model does not have"""
+    needs_ctc = not isinstance(search_opts, LabelSyncOptions) or search_opts.ctc_scale
+    if needs_ctc and not model_opts.ctc_layers:
+        raise OptionError("this search needs a CTC head, but the model has none (ctc_layers is empty)")
+    if ctc_opts.ctc_layer is not None and ctc_opts.ctc_layer not in model_opts.ctc_layers:
+        raise OptionError(
+            f"ctc_layer = {ctc_opts.ctc_layer}: the model has CTC heads on the layers {model_opts.ctc_layers} only"
+        )
+    if isinstance(search_opts, GreedyOptions):
+        if ctc_opts.prior_scale and ctc_opts.prior_type == "label":
+            raise OptionError('prior_type = "label" has no meaning in greedy search: use "frame"')
+        return
+    if search_opts.att_scale and not model_opts.with_decoder:
+        raise OptionError(f"att_scale = {search_opts.att_scale}, but the model has no decoder (with_decoder False)")
+    for name in ("lm_scale", "ilm_scale"):
+        if getattr(search_opts, name):
+            raise OptionError(f"{name} = {getattr(search_opts, name)}, but recognition configs have no such model yet")
 
 
 def find_checkpoint(train_run: str, which: str) -> str:

@@ -30,8 +30,8 @@ class Combine:
     """How the scores of two sets of paths are combined."""
 
     scale: float | None = None
-    """None: maximum. Otherwise ``scale log(exp(a / scale) + exp(b / scale))``: the sum of path probabilities, for scores
-    that are log-probs times scale."""
+    """None: maximum. Otherwise ``scale log(exp(a / scale) + exp(b / scale))``: the sum of path probabilities, for
+    scores that are log-probs times scale."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """:return: a, b combined, broadcast"""
@@ -202,8 +202,8 @@ def ctc_viterbi(log_probs: Tensor, lengths: Tensor, labels: Tensor, label_length
     :param lengths: [B] frames
     :param labels: [B, L] int64
     :param label_lengths: [B]
-    :return: [B] float64 log-prob of the best alignment; the alignment [B, T] int64: label or blank (V) of each frame, -1
-        in padding and for impossible sequences
+    :return: [B] float64 log-prob of the best alignment; the alignment [B, T] int64: label or blank (V) of each frame,
+        -1 in padding and for impossible sequences
     """
     lattice = make_lattice(log_probs, lengths, labels, label_lengths)
     score, path = lattice.best_path()

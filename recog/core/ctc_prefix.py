@@ -51,7 +51,7 @@ class CtcPrefixScorer:
         :param lengths: [B] frames
         :param eos_index:
         """
-        batch, num_frames, num_classes = log_probs.shape
+        num_frames, num_classes = log_probs.shape[1:]
         self.eos_index = eos_index
         self.lengths = lengths.to(log_probs.device)
         inside = torch.arange(num_frames, device=log_probs.device) < self.lengths[:, None]
@@ -66,13 +66,12 @@ class CtcPrefixScorer:
 
     def initial_state(self) -> CtcPrefixState:
         """:return: state of the empty sequence, K = 1"""
-        batch, num_frames = self.blank_sum.shape
         b = torch.nn.functional.pad(self.blank_sum, (1, 0))[:, None, :]
         return CtcPrefixState(
             n=torch.full_like(b, NEG_INF),
             b=_to_log_zero(b),
-            last=torch.full((batch, 1), -1, dtype=torch.int64, device=b.device),
-            psi=b.new_zeros((batch, 1)),
+            last=torch.full((b.shape[0], 1), -1, dtype=torch.int64, device=b.device),
+            psi=b.new_zeros((b.shape[0], 1)),
         )
 
     def score_all(self, state: CtcPrefixState) -> Tensor:
@@ -86,7 +85,8 @@ class CtcPrefixScorer:
         shift = shift.masked_fill(dead, 0.0)
         shifted = (phi - shift[:, :, None]).exp().float()
         psi = torch.bmm(shifted, self.probs.transpose(1, 2)).log_()
-        # float32 reaches down to e^-87. Where all terms of a label are below, the one at the maximum of phi stands for it.
+        # float32 reaches down to e^-87. Where all terms of a label are below, the one at the maximum of phi stands for
+        # it.
         at_max = self.frames.gather(1, frame[:, :, None].expand(-1, -1, psi.shape[2]))
         psi = torch.maximum(psi, at_max).add_(shift.masked_fill(dead, NEG_INF)[:, :, None].float())
         # The last label again: only after blank.

@@ -111,8 +111,8 @@ def blank_collapse(
     log_probs: Tensor, lengths: Tensor, frames: Tensor, *, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Keeps one frame, the last, of each run of frames with p(blank) > threshold, and none of a run at the beginning or the
-    end of the utterance (at least one frame of each utterance stays).
+    Keeps one frame, the last, of each run of frames with p(blank) > threshold, and none of a run at the beginning or
+    the end of the utterance (at least one frame of each utterance stays).
 
     :param log_probs: [B, T, V+1]
     :param lengths: [B]
@@ -137,8 +137,8 @@ def soft_collapse(
     log_probs: Tensor, lengths: Tensor, frames: Tensor, *, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Replaces each run of frames which have the same most probable class, all with a probability >= threshold, by the mean
-    of their distributions.
+    Replaces each run of frames which have the same most probable class, all with a probability >= threshold, by the
+    mean of their distributions.
 
     :param log_probs: [B, T, V+1]
     :param lengths: [B]

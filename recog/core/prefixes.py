@@ -31,8 +31,8 @@ class Prefixes:
 
     def extend(self, utt: Tensor, parent: Tensor, label: Tensor, slot: Tensor) -> None:
         """
-        Slot ``slot`` gets prefix ``parent`` plus ``label``; all arguments [N] int64, pairs (utt, slot) differ. Parents are
-        read before anything is written.
+        Slot ``slot`` gets prefix ``parent`` plus ``label``; all arguments [N] int64, pairs (utt, slot) differ. Parents
+        are read before anything is written.
         """
         self._num_extensions += 1  # at most one more label per call: no need to ask the device for the longest
         if self._num_extensions > self.labels.shape[2]:
@@ -50,7 +50,8 @@ class Prefixes:
         """
         :param num_utts: only the first so many utterances
         :param alive: [num_utts, K] which slots hold a prefix
-        :return: for each prefix the slot of the prefix that it extends by one label, [num_utts, K]; whether there is one
+        :return: for each prefix the slot of the prefix that it extends by one label, [num_utts, K]; whether there is
+            one
         """
         r = num_utts
         hashes, parents, lengths = self.hash[:r], self.parent_hash[:r], self.lengths[:r]

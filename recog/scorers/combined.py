@@ -29,8 +29,8 @@ class LabelScores:
 
 class ScorerSet:
     """
-    Components of the score that are defined label by label. Names: "att", "lm", "ilm" (scorers), "length" (1 for each label)
-    and "prior" (label log-prior). Scales carry their sign. Scorers with scale 0 are left out and never run.
+    Components of the score that are defined label by label. Names: "att", "lm", "ilm" (scorers), "length" (1 for each
+    label) and "prior" (label log-prior). Scales carry their sign. Scorers with scale 0 are left out and never run.
     """
 
     def __init__(

@@ -1,0 +1,72 @@
+"""
+CTC label priors as text files: a header that says which domain, then one number per class, blank last::
+
+    # ctc-prior domain=log num_classes=1058
+    -3.21
+    ...
+
+Files of the original recipes have no header; those of the TensorFlow setups are logs, those of the frontend setups are
+linear. They must be given one: a wrong guess costs some WER and nobody notices.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+
+import torch
+from torch import Tensor
+
+__all__ = ["load_log_prior", "save_log_prior"]
+
+
+def save_log_prior(filename: str, log_prior: Tensor) -> None:
+    """
+    :param filename: written under a temporary name first
+    :param log_prior: [V+1] natural log of a distribution
+    """
+    values = log_prior.double().tolist()
+    with open(filename + ".tmp", "w", encoding="utf8") as file:
+        file.write(f"# ctc-prior domain=log num_classes={len(values)}\n")
+        file.writelines(f"{value!r}\n" for value in values)
+    os.replace(filename + ".tmp", filename)
+
+
+def load_log_prior(filename: str, *, num_classes: int) -> Tensor:
+    """
+    :param filename:
+    :param num_classes: V + 1
+    :return: [V+1] float64 natural log, normalised
+    :raises OSError: no such file
+    :raises ValueError: no or wrong header, wrong number of values, no distribution
+    """
+    with open(filename, encoding="utf8") as file:
+        header = file.readline()
+        match = re.fullmatch(r"#\s*ctc-prior\s+domain=(log|linear)\s+num_classes=(\d+)\s*", header)
+        if not match:
+            raise ValueError(
+                f"{filename}: the first line must be '# ctc-prior domain=log num_classes=N' (or domain=linear)."
+                " Priors of TensorFlow setups are logs, those of RETURNN frontend setups linear"
+            )
+        domain, stated = match[1], int(match[2])
+        try:
+            values = [float(text) for text in file.read().split()]
+        except ValueError as exc:
+            raise ValueError(f"{filename}: {exc}") from None
+    if len(values) != stated:
+        raise ValueError(f"{filename}: {len(values)} values, but the header says {stated}")
+    if len(values) != num_classes:
+        raise ValueError(f"{filename}: {len(values)} values, but the CTC head has {num_classes} (labels and blank)")
+    prior = torch.tensor(values, dtype=torch.float64)
+    if domain == "linear":
+        if (prior < 0).any() or prior.isnan().any():
+            raise ValueError(f"{filename}: negative values, but the header says domain=linear")
+        prior = prior.log()
+    total = torch.logsumexp(prior, dim=0).item()
+    if not math.isfinite(total) or abs(total) > 0.05:
+        raise ValueError(
+            f"{filename}: the values sum up to {math.exp(min(total, 700.0)):.4g} instead of 1 (domain={domain}):"
+            " wrong domain in the header?"
+        )
+    return prior - total
