@@ -1,0 +1,1 @@
+"""Conversion of checkpoints of RETURNN's TensorFlow backend; without TensorFlow."""
