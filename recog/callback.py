@@ -124,6 +124,12 @@ class RecogCallback(ForwardCallbackIface):
             if score == -np.inf:
                 continue
             labels = raw["labels"][i, : lengths[i]].tolist()
+            wrong = [label for label in labels if not 0 <= label < self.vocab.num_labels]
+            if wrong:
+                raise RecogError(
+                    f"utterance {seq_tag!r}: the search gave the label {wrong[0]}, which is not a label of vocabulary"
+                    f" {self.vocab.name} (0 ... {self.vocab.num_labels - 1})"
+                )
             text = self.vocab.labels_to_text(labels)
             hyps.append(Hypothesis(labels, text, score, {name: values[i] for name, values in components.items()}))
         ref = raw.get("ref")

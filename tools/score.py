@@ -57,7 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         runs = _load_runs(args.nbest, normaliser, sclite_costs=args.sclite_costs)
         _check_references(runs, normaliser)
         _write_outputs(runs, args, normaliser)
-    except (ScoreError, NBestFormatError, OSError) as exc:
+    except OSError as exc:
+        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
+        return 1
+    except (ScoreError, NBestFormatError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     print(score_table({run.name: (run.header.search, run.score) for run in runs}, markdown=args.markdown))
@@ -128,7 +131,10 @@ def _load_runs(files: list[str], normaliser: TextNormaliser, *, sclite_costs: bo
     names = [name if names.count(name) == 1 else file for name, file in zip(names, files, strict=True)]
     runs = []
     for name, file in zip(names, files, strict=True):
-        header, utterances = load_nbest(file)
+        try:
+            header, utterances = load_nbest(file)
+        except FileNotFoundError:
+            raise ScoreError(f"{file} does not exist: has the recognition run ended?") from None
         if not utterances:
             raise ScoreError(f"{file}: has a header, but no utterances")
         utterances.sort(key=lambda utt: utt.seq_tag)

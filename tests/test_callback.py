@@ -1,0 +1,210 @@
+"""The forward callback, with outputs as RETURNN hands them over (NumPy arrays without batch axis)."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+
+import numpy as np
+import pytest
+from returnn.tensor import Dim, Tensor, TensorDict
+
+from recog import callback as callback_module
+from recog.callback import RecogCallback, RecogError
+from recog.nbest import NBestHeader, audit, load_nbest
+from recog.vocab import Vocab
+
+WORDS = ["<s>", "turn", "left", "right", "stop"]
+HEADER = NBestHeader("time_sync", {"att": 0.5, "ctc": 0.5, "lm": 0.0}, vocab={"num_labels": len(WORDS)})
+
+
+class WordVocab(Vocab):
+    """One label per word."""
+
+    def labels_to_text(self, labels):
+        return " ".join(WORDS[i] for i in labels)
+
+
+VOCAB = WordVocab("words", "bpe", len(WORDS), 0, {})
+
+
+def make_outputs(hyps, *, ref="turn left", n_best=3, duration=2.0, pad_label=4, **changes):
+    """:param hyps: list of (labels, att score, ctc score), the best first; to be padded to n_best"""
+    max_len = max([len(labels) for labels, _, _ in hyps], default=0)
+    labels = np.full([n_best, max_len], pad_label, dtype="int32")
+    lengths = np.zeros([n_best], dtype="int32")
+    scores, att, ctc = (np.full([n_best], -np.inf, dtype="float32") for _ in range(3))
+    for i, (seq, att_score, ctc_score) in enumerate(hyps):
+        labels[i, : len(seq)], lengths[i] = seq, len(seq)
+        att[i], ctc[i], scores[i] = att_score, ctc_score, 0.5 * att_score + 0.5 * ctc_score
+    raw = {
+        "labels": labels,
+        "label_lengths": lengths,
+        "scores": scores,
+        "score_att": att,
+        "score_ctc": ctc,
+        "enc_len": np.array(7, dtype="int32"),
+        "duration": np.array(duration, dtype="float32"),
+        "encoder_time": np.array(0.25, dtype="float32"),
+        "search_time": np.array(0.5, dtype="float32"),
+    }
+    if ref is not None:
+        raw["ref"] = np.frombuffer(ref.encode("utf8"), dtype="uint8")
+    raw.update(changes)
+    outputs = TensorDict()
+    for name, value in raw.items():
+        dims = [Dim(size, name=f"{name}{axis}") for axis, size in enumerate(value.shape)]
+        outputs.data[name] = Tensor(name, dims=dims, dtype=str(value.dtype), raw_tensor=value)
+    return outputs
+
+
+SEQS = {
+    "test/b": make_outputs([([1, 2], -0.1, -0.3), ([1], -4.0, -2.0)]),
+    "test/a": make_outputs([([1, 3, 4], -0.1, -0.3), ([], -4.0, -2.0), ([1], -9.0, -9.0)], ref="turn right"),
+    "dev/c": make_outputs([], ref="turn é"),
+    "dev/d": make_outputs([([4], -1.0, -1.0)], ref=""),
+}
+
+
+def run(folder, seqs, *, num_seqs=None, order=list, **kwargs):
+    num_seqs = len(seqs) if num_seqs is None else num_seqs
+    filename = str(folder / "nbest.jsonl")
+    callback = RecogCallback(filename, header=HEADER, vocab=VOCAB, num_seqs=num_seqs, **kwargs)
+    callback.init(model=None)
+    for tag in order(seqs):
+        callback.process_seq(seq_tag=tag, outputs=seqs[tag])
+    callback.finish()
+    return filename
+
+
+def test_files(tmp_path, capsys):
+    filename = run(tmp_path, SEQS, returnn_search_output=True)
+    header, utts = load_nbest(filename)
+    assert header == HEADER
+    assert [utt.seq_tag for utt in utts] == ["dev/c", "dev/d", "test/a", "test/b"]
+    assert audit(header, utts) == []
+    best = utts[3].hyps[0]
+    assert (best.labels, best.text, best.score) == ([1, 2], "turn left", -0.2)
+    assert best.scores == {"att": -0.1, "ctc": -0.3}  # float32 without the digits that it does not have
+    assert [len(utt.hyps) for utt in utts] == [0, 1, 3, 2]
+    assert utts[2].hyps[1].text == ""
+    assert utts[0].ref == "turn é" and utts[0].error is not None and utts[1].ref == "" and utts[1].error is None
+    assert (utts[3].enc_len, utts[3].duration) == (7, 2.0)
+
+    with open(tmp_path / "wer.json", encoding="utf8") as file:
+        wer = json.load(file)
+    assert wer["search"] == "time_sync"
+    assert (wer["parts"]["test"]["num_utts"], wer["parts"]["test"]["num_ins"]) == (2, 1)
+    assert (wer["parts"]["dev"]["num_del"], wer["parts"]["dev"]["num_failed"]) == (2, 1)
+    assert wer["total"]["num_ref_words"] == 6 and wer["total"]["num_errors"] == 4
+    assert wer["time"]["audio_seconds"] == 8.0
+    assert wer["time"]["encoder_real_time_factor"] == pytest.approx(1.0 / 8)
+    assert wer["time"]["search_real_time_factor"] == pytest.approx(2.0 / 8)
+    assert wer["time"]["total_real_time_factor"] == pytest.approx(3.0 / 8)
+
+    text = (tmp_path / "wer.txt").read_text(encoding="utf8")
+    assert "total 4 6 66.67 0 2 2 75.00" in " ".join(text.split())
+    assert "Real time factor 0.3750: encoder 0.1250, search 0.2500" in text
+    printed = capsys.readouterr().out
+    assert text in printed and "4 utterances, n-best lists in" in printed
+
+    content = ast.literal_eval((tmp_path / "search_out.py").read_text(encoding="utf8"))
+    assert content["test/b"] == [(-0.2, "turn left"), (-3.0, "turn")]
+    assert sorted(os.listdir(tmp_path)) == ["nbest.jsonl", "search_out.py", "wer.json", "wer.txt"]
+
+
+def test_order_of_the_utterances_has_no_effect(tmp_path):
+    contents = []
+    for name, order in (("x", list), ("y", sorted), ("z", lambda seqs: reversed(list(seqs)))):
+        (tmp_path / name).mkdir()
+        with open(run(tmp_path / name, SEQS, order=order), "rb") as file:
+            contents.append(file.read())
+    assert contents[0] == contents[1] == contents[2]
+    assert sorted(os.listdir(tmp_path / "x")) == ["nbest.jsonl", "wer.json", "wer.txt"]
+
+
+@pytest.mark.parametrize("num_seqs", [5, 3])
+def test_wrong_number_of_utterances(tmp_path, num_seqs):
+    for name in ("nbest.jsonl", "wer.txt", "wer.json"):
+        (tmp_path / name).write_text("of the run before\n")
+    with pytest.raises(RecogError, match=f"4 utterances arrived, but the corpus has {num_seqs}") as info:
+        run(tmp_path, SEQS, num_seqs=num_seqs)
+    assert isinstance(info.value, SystemExit) and str(info.value.code).startswith("error: ")
+    assert os.listdir(tmp_path) == []
+
+
+def test_old_results_are_gone_when_a_new_run_is_interrupted(tmp_path):
+    filename = run(tmp_path, SEQS)
+    callback = RecogCallback(filename, header=HEADER, vocab=VOCAB, num_seqs=4)
+    assert os.path.exists(filename)  # making the object, as loading a config does, changes nothing
+    callback.init(model=None)
+    callback.process_seq(seq_tag="test/a", outputs=SEQS["test/a"])
+    assert os.listdir(tmp_path) == []
+
+
+def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(callback_module, "NBestWriter", fail)
+    with pytest.raises(OSError, match="No space"):
+        run(tmp_path, SEQS)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (make_outputs([([1], np.nan, -1.0)]), "NaN"),
+        (make_outputs([([1], np.inf, -1.0)]), "finite"),
+        (make_outputs([([1], -5.0, -1.0), ([2], -1.0, -1.0)]), "best first"),
+        (make_outputs([([5], -5.0, -1.0)]), "not a label"),
+        (make_outputs([([1], -1.0, -1.0)], score_ctc=np.array([-np.inf] * 3, dtype="float32")), '"ctc"'),
+        (make_outputs([([1], -1.0, -1.0)], score_ilm=np.zeros([3], dtype="float32")), '"ilm" has no scale'),
+        (make_outputs([([1], -1.0, -1.0)], duration=np.nan), "duration"),
+        (make_outputs([([-1], -5.0, -1.0)]), "not a label"),
+    ],
+)
+def test_wrong_outputs_are_refused_with_the_name_of_the_utterance(tmp_path, outputs, message):
+    callback = RecogCallback(str(tmp_path / "nbest.jsonl"), header=HEADER, vocab=VOCAB, num_seqs=1)
+    callback.init(model=None)
+    with pytest.raises(RecogError, match=message) as info:
+        callback.process_seq(seq_tag="test/1", outputs=outputs)
+    assert "'test/1'" in str(info.value)
+
+
+def test_broken_reference_text(tmp_path):
+    outputs = make_outputs([([1], -1.0, -1.0)], ref=None)
+    outputs.data["ref"] = Tensor("ref", dims=[Dim(1)], dtype="uint8", raw_tensor=np.array([255], dtype="uint8"))
+    with pytest.raises(RecogError, match=r"'test/1': .*utf-8"):
+        run(tmp_path, {"test/1": outputs})
+
+
+def test_utterance_twice(tmp_path):
+    with pytest.raises(RecogError, match="'test/a' came twice"):
+        run(tmp_path, SEQS, order=lambda seqs: ["test/a", "test/a"])
+
+
+def test_missing_component(tmp_path):
+    outputs = make_outputs([([1], -1.0, -1.0)])
+    del outputs.data["score_att"]
+    with pytest.raises(RecogError, match=r'no score "att", which has the scale 0\.5'):
+        run(tmp_path, {"test/1": outputs})
+
+
+def test_without_references_and_without_audio(tmp_path):
+    run(tmp_path, {"test/1": make_outputs([([1], -1.0, -1.0)], ref=None, duration=0.0)})
+    text = (tmp_path / "wer.txt").read_text(encoding="utf8")
+    assert "1 utterance(s) without a reference are left out" in text and "not defined, there was no audio" in text
+    wer = json.loads((tmp_path / "wer.json").read_text())
+    assert wer["total"]["wer_percent"] is None and wer["time"]["total_real_time_factor"] is None
+    assert load_nbest(str(tmp_path / "nbest.jsonl"))[1][0].ref is None
+
+
+def test_progress(tmp_path, capsys):
+    callback = RecogCallback(str(tmp_path / "nbest.jsonl"), header=HEADER, vocab=VOCAB, num_seqs=4)
+    callback.init(model=None)
+    callback.progress.interval = 0.0
+    callback.process_seq(seq_tag="test/a", outputs=SEQS["test/a"])
+    assert "recognition: 25 %, 1 of 4 utterances" in capsys.readouterr().out
