@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -208,3 +210,98 @@ def test_progress(tmp_path, capsys):
     callback.progress.interval = 0.0
     callback.process_seq(seq_tag="test/a", outputs=SEQS["test/a"])
     assert "recognition: 25 %, 1 of 4 utterances" in capsys.readouterr().out
+
+
+RETURNN_CONFIG = """
+import sys
+sys.path.insert(0, {root!r})
+import numpy as np
+from recog.callback import RecogCallback
+from recog.nbest import NBestHeader
+from recog.vocab import Vocab
+import returnn.frontend as rf
+from returnn.tensor import Dim, Tensor, batch_dim
+
+backend, behavior_version, task, device = "torch", 24, "forward", "cpu"
+log_verbosity = 3
+texts = ["turn left", "turn", "stop"]
+forward_data = {{
+    "class": "StaticDataset",
+    "data": [
+        {{"data": np.array([1] * (4 - i), dtype="int32"), "ref": np.frombuffer(text.encode("utf8"), dtype="uint8")}}
+        for i, text in enumerate(texts)
+    ],
+    "output_dim": {{"data": (5, 1), "ref": (256, 1)}},
+}}
+extern_data = {{
+    "data": {{"dims": [batch_dim, Dim(None, name="time")], "sparse_dim": Dim(5, name="labels"), "dtype": "int32"}},
+    "ref": {{"dims": [batch_dim, Dim(None, name="bytes")], "sparse_dim": Dim(256, name="byte"), "dtype": "uint8"}},
+}}
+batch_size = 100
+torch_dataloader_opts = {{"num_workers": 0}}
+
+
+class NumberVocab(Vocab):
+    def labels_to_text(self, labels):
+        return " ".join(map(str, labels))
+
+
+def get_model(**_kwargs):
+    return rf.Linear(Dim(2, name="in"), Dim(2, name="out"))
+
+
+def forward_step(*, model, extern_data, **_kwargs):
+    import torch
+
+    ctx = rf.get_run_ctx()
+    data = extern_data["data"]
+    lengths = data.dims[1].dyn_size
+    num = lengths.shape[0]
+    n_best, label_axis = Dim(2, name="n_best"), Dim(int(lengths.max()), name="label")
+    labels = data.copy_compatible_to_dims_raw([batch_dim, data.dims[1]])[:, None].expand(-1, 2, -1)
+    scores = torch.tensor([-1.0, float("-inf")]).expand(num, 2)
+    ctx.mark_as_output(
+        Tensor("labels", [batch_dim, n_best, label_axis], "int32", raw_tensor=labels.to(torch.int32)), "labels"
+    )
+    raw = {{"label_lengths": lengths[:, None].expand(-1, 2).to(torch.int32), "scores": scores}}
+    raw.update({{"score_att": scores, "score_ctc": scores}})
+    for name, value in raw.items():
+        ctx.mark_as_output(Tensor(name, [batch_dim, n_best], str(value.dtype)[6:], raw_tensor=value), name)
+    for name in ("duration", "encoder_time", "search_time"):
+        ctx.mark_as_output(Tensor(name, [batch_dim], "float32", raw_tensor=torch.ones(num)), name)
+    ctx.mark_as_output(Tensor("enc_len", [batch_dim], "int32", raw_tensor=lengths.to(torch.int32)), "enc_len")
+    ctx.mark_as_output(extern_data["ref"], "ref")
+
+
+forward_callback = RecogCallback(
+    {nbest!r},
+    header=NBestHeader("test", {{"att": 0.5, "ctc": 0.5}}, vocab={{"num_labels": 5}}),
+    vocab=NumberVocab("numbers", "bpe", 5, 0, {{}}),
+    num_seqs={num_seqs},
+)
+"""
+
+
+@pytest.mark.parametrize("num_seqs", [3, 4])
+def test_in_returnn(tmp_path, num_seqs):
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    nbest = str(tmp_path / "nbest.jsonl")
+    config = tmp_path / "test.config"
+    config.write_text("#!rnn.py\n" + RETURNN_CONFIG.format(root=root, nbest=nbest, num_seqs=num_seqs))
+    result = subprocess.run(
+        [sys.executable, "-m", "returnn", str(config)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    output = result.stdout + result.stderr
+    if num_seqs == 4:
+        assert result.returncode == 1
+        assert "error: 3 utterances arrived, but the corpus has 4" in output and "Traceback" not in output
+        assert not os.path.exists(nbest)
+        return
+    assert result.returncode == 0, output
+    _, utts = load_nbest(nbest)
+    assert [(utt.ref, [hyp.labels for hyp in utt.hyps]) for utt in utts] == [
+        ("turn left", [[1, 1, 1, 1]]),
+        ("turn", [[1, 1, 1]]),
+        ("stop", [[1, 1]]),
+    ]
+    assert "Real time factor 2.0000: encoder 1.0000, search 1.0000 (3 s of audio in 6.0 s" in output

@@ -30,6 +30,10 @@ NEG_INF = float("-inf")
 # Stands for log 0 inside cumulative sums, where -inf - -inf would be NaN: far below any real score, and so small that
 # sums over 10 minutes of frames keep a precision of 1e-6 in float64.
 _LOG_ZERO = -1e6
+# Both factors of the matrix product are multiplied by e^38 and are 0 below e^-81: then no product overflows or is a
+# denormal number (on a CPU ten times as slow), and float32 has an even range on both sides.
+_GAIN = 38.0
+_FLOOR = -81.0
 
 
 @dataclass
@@ -60,7 +64,7 @@ class CtcPrefixScorer:
         # [B, V, T]: the frames of one label are contiguous for the survivors' recurrences.
         self.log_probs = self.frames.transpose(1, 2).contiguous()
         self.log_probs.masked_fill_(self.outside[:, None, :], NEG_INF)
-        self.probs = self.log_probs.exp()
+        self.probs = _with_gain(self.log_probs)
         blank = log_probs[:, :, -1].double().clamp(min=_LOG_ZERO)
         self.blank_sum = blank.cumsum(dim=1)  # [B, T] log of the product of p_s(blank), s <= t
 
@@ -83,10 +87,9 @@ class CtcPrefixScorer:
         shift, frame = phi.max(dim=2)  # [B, K]
         dead = shift == NEG_INF
         shift = shift.masked_fill(dead, 0.0)
-        shifted = (phi - shift[:, :, None]).exp().float()
-        psi = torch.bmm(shifted, self.probs.transpose(1, 2)).log_()
-        # float32 reaches down to e^-87. Where all terms of a label are below, the one at the maximum of phi stands for
-        # it.
+        shifted = _with_gain((phi - shift[:, :, None]).float())
+        psi = torch.bmm(shifted, self.probs.transpose(1, 2)).log_().sub_(2.0 * _GAIN)
+        # Where all terms of a label are below that range, the one at the maximum of phi stands for them.
         at_max = self.frames.gather(1, frame[:, :, None].expand(-1, -1, psi.shape[2]))
         psi = torch.maximum(psi, at_max).add_(shift.masked_fill(dead, NEG_INF)[:, :, None].float())
         # The last label again: only after blank.
@@ -120,6 +123,11 @@ class CtcPrefixScorer:
         new_n = _linear_recurrence(x.clamp(min=_LOG_ZERO).cumsum(dim=2), phi)
         new_b = _linear_recurrence(self.blank_sum[:, None, :], new_n[:, :, :-1])
         return CtcPrefixState(n=new_n, b=new_b, last=labels, psi=psi.double())
+
+
+def _with_gain(log_x: Tensor) -> Tensor:
+    """:return: x times a constant, 0 where x is negligible"""
+    return torch.where(log_x < _FLOOR, 0.0, (log_x + _GAIN).exp())
 
 
 def _linear_recurrence(log_factors_sum: Tensor, log_inputs: Tensor) -> Tensor:
