@@ -260,17 +260,19 @@ def forward_step(*, model, extern_data, **_kwargs):
     n_best, label_axis = Dim(2, name="n_best"), Dim(int(lengths.max()), name="label")
     labels = data.copy_compatible_to_dims_raw([batch_dim, data.dims[1]])[:, None].expand(-1, 2, -1)
     scores = torch.tensor([-1.0, float("-inf")]).expand(num, 2)
-    ctx.mark_as_output(
-        Tensor("labels", [batch_dim, n_best, label_axis], "int32", raw_tensor=labels.to(torch.int32)), "labels"
-    )
+    def output(name, dims, value):
+        tensor = Tensor(name, dims, str(value.dtype)[6:], raw_tensor=value)
+        ctx.mark_as_output(tensor, name, dims=dims)
+
+    output("labels", [batch_dim, n_best, label_axis], labels.to(torch.int32))
     raw = {{"label_lengths": lengths[:, None].expand(-1, 2).to(torch.int32), "scores": scores}}
     raw.update({{"score_att": scores, "score_ctc": scores}})
     for name, value in raw.items():
-        ctx.mark_as_output(Tensor(name, [batch_dim, n_best], str(value.dtype)[6:], raw_tensor=value), name)
+        output(name, [batch_dim, n_best], value)
     for name in ("duration", "encoder_time", "search_time"):
-        ctx.mark_as_output(Tensor(name, [batch_dim], "float32", raw_tensor=torch.ones(num)), name)
-    ctx.mark_as_output(Tensor("enc_len", [batch_dim], "int32", raw_tensor=lengths.to(torch.int32)), "enc_len")
-    ctx.mark_as_output(extern_data["ref"], "ref")
+        output(name, [batch_dim], torch.ones(num))
+    output("enc_len", [batch_dim], lengths.to(torch.int32))
+    ctx.mark_as_output(extern_data["ref"], "ref", dims=extern_data["ref"].dims)
 
 
 forward_callback = RecogCallback(
