@@ -193,7 +193,7 @@ def make_forward_step(
         }
         _mark_outputs(result, outputs)
         if "orth" in extern_data.data:
-            rf.get_run_ctx().mark_as_output(extern_data["orth"], "ref")
+            rf.get_run_ctx().mark_as_output(extern_data["orth"], "ref", dims=extern_data["orth"].dims)
 
     return forward_step
 
@@ -207,10 +207,12 @@ def _now(device: torch.device) -> float:
 
 def _mark_outputs(result: SearchResult, per_utterance: dict[str, torch.Tensor]) -> None:
     """Marks the outputs of a batch, on the host: one copy per batch instead of one per utterance."""
-    hyps_dim = Dim(result.scores.shape[1], name="hyps")
-    labels_dim = Dim(result.labels.shape[2], name="hyp-labels")
+    max_len = int(result.label_lengths.masked_fill(result.scores == float("-inf"), 0).max())
+    labels = result.labels[:, :, :max_len]
+    hyps_dim = Dim(labels.shape[1], name="hyps")
+    labels_dim = Dim(labels.shape[2], name="hyp-labels")
     outputs = {
-        "labels": (result.labels.int(), [hyps_dim, labels_dim]),
+        "labels": (labels.int(), [hyps_dim, labels_dim]),
         "label_lengths": (result.label_lengths.int(), [hyps_dim]),
         "scores": (result.scores.float(), [hyps_dim]),
         **{f"score_{name}": (value.float(), [hyps_dim]) for name, value in result.components.items()},
@@ -219,4 +221,4 @@ def _mark_outputs(result: SearchResult, per_utterance: dict[str, torch.Tensor]) 
     for name, (value, dims) in outputs.items():
         value = value.cpu()
         tensor = RfTensor(name, dims=[batch_dim, *dims], dtype=str(value.dtype).split(".")[-1], raw_tensor=value)
-        rf.get_run_ctx().mark_as_output(tensor, name)
+        rf.get_run_ctx().mark_as_output(tensor, name, dims=tensor.dims)
