@@ -29,7 +29,7 @@ FORMAT = 1
 PACKAGES = ("espeakng-loader", "numpy", "scipy", "soundfile")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dst", metavar="DST", help="folder to make")
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--num-lm", type=_at_least_one, default=20_000, help="sentences of the LM text (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="another seed, another corpus (%(default)s)")
     parser.add_argument("--workers", type=_at_least_one, default=os.cpu_count() or 1, help="processes (%(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         versions = {name: version(name) for name in PACKAGES}
     except PackageNotFoundError as exc:

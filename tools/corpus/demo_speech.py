@@ -7,23 +7,27 @@ audio depends neither on the number of processes nor on where an interrupted run
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import soundfile
 from scipy.signal import lfilter, resample_poly
 
+from .audio import SAMPLE_RATE
 from .demo_text import command_sentences, distinct, training_sentences
-from .espeak import Espeak, Voice
+from .espeak import Espeak, SpeechError, Voice
+from .parallel import fresh_process_context
 
 __all__ = ["PARTS", "Recorded", "Speaker", "make_speakers", "plan"]
 
-SAMPLE_RATE = 16_000  # Hz
 PARTS = ("train", "dev", "test")
 
 # Each timbre is one speaker. The robots and whisperers among eSpeak's variants are left out.
@@ -167,6 +171,32 @@ def _make_speaker(job: tuple[Speaker, str, int]) -> Recorded:
     return Recorded(speaker.folder, len(speaker.sentences), seconds, checksum.hexdigest())
 
 
+def _child(connection: Any, job: tuple[Speaker, str, int]) -> None:
+    """What the process of a speaker does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; only the first shall say something
+    try:
+        connection.send(_make_speaker(job))
+    except (SpeechError, OSError) as exc:
+        connection.send(SpeechError(str(exc)))
+
+
+def _in_new_process(context: Any, job: tuple[Speaker, str, int]) -> Recorded:
+    """:return: what has been written for a speaker"""
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(sender, job), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        process.join()
+        raise SpeechError(f"the process of speaker {job[0].number} ended with exit code {process.exitcode}") from None
+    process.join()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
 def make_speakers(speakers: list[Speaker], corpus: str, *, seed: int, workers: int) -> Iterator[Recorded]:
     """
     :param speakers:
@@ -174,11 +204,12 @@ def make_speakers(speakers: list[Speaker], corpus: str, *, seed: int, workers: i
     :param seed: of noise and levels
     :param workers: processes at a time
     :return: what has been written, in the order of the speakers
-    :raises SpeechError: the engine is missing or fails
+    :raises SpeechError: the engine is missing or fails, or a file cannot be written
     """
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:  # the server has the imports done, which take longer than the speech of a speaker
-        context.set_forkserver_preload(["__main__", __name__])
-    with context.Pool(workers, maxtasksperchild=1) as pool:
-        yield from pool.imap(_make_speaker, [(speaker, corpus, seed) for speaker in speakers], chunksize=1)
+    context = fresh_process_context([__name__])  # has the imports done, which take longer than the speech of a speaker
+    jobs = [(speaker, corpus, seed) for speaker in speakers]
+    executor = ThreadPoolExecutor(workers)
+    try:
+        yield from executor.map(functools.partial(_in_new_process, context), jobs)
+    finally:
+        executor.shutdown(cancel_futures=True)

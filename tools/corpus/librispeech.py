@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import soundfile
 
-from .package import CorpusError, Item, audio_problem, encode_audio, read_audio
+from .audio import audio_problem, encode_audio, read_audio
+from .package import CorpusError, Item
 
 __all__ = ["EXPECTED_NUM_SEQS", "Chapter", "chapters_of_tar", "chapters_of_tree", "find_parts", "make_items"]
 
@@ -28,38 +30,51 @@ EXPECTED_NUM_SEQS = {
 }
 """Published numbers of utterances (train: 281,241 in total), https://www.openslr.org/12."""
 
+_PART = r"(?:train|dev|test)[\w-]*"
+
 
 @dataclass
 class Chapter:
-    """A chapter: its transcript file and its audio files."""
+    """A chapter: its transcript files and its audio files."""
 
-    name: str
-    transcript: bytes | str | None
-    """Content, or file name."""
+    place: str
+    """Folder below the part."""
+    transcripts: dict[str, bytes | str] = field(default_factory=dict)
+    """Name -> content, or file name."""
     audio: dict[str, bytes | str] = field(default_factory=dict)
     """Utterance id -> content, or file name."""
-    audio_format: str = "flac"
+
+    def add(self, name: str, source: bytes | str) -> None:
+        """
+        :param name: of the file, without folder. Neither transcripts nor FLAC: does not belong to the corpus
+        :param source: content, or file name
+        """
+        if name.startswith("."):  # macOS' copies of attributes, with the same extension
+            return
+        if name.endswith(".trans.txt"):
+            self.transcripts[name] = source
+        elif name.endswith(".flac"):
+            self.audio[name.removesuffix(".flac")] = source
 
 
 def find_parts(src: str) -> dict[str, str]:
     """
-    :param src: extracted tree, or folder with tar files
+    :param src: extracted tree, folder with tar files, or a tar file
     :return: part -> folder or tar file; training parts first
     :raises CorpusError: there is none
     """
-    if not os.path.isdir(src):
-        raise CorpusError(f"{src} is no folder: expected an extracted LibriSpeech, or a folder with its tar.gz files")
     parts: dict[str, str] = {}
-    for folder in (src, os.path.join(src, "LibriSpeech")):
-        if not os.path.isdir(folder):
-            continue
-        for name in sorted(os.listdir(folder)):
-            path = os.path.join(folder, name)
-            tar = re.fullmatch(r"((?:train|dev|test)[\w-]*)\.tar(?:\.gz)?", name)
-            if tar and os.path.isfile(path):
-                parts.setdefault(tar[1], path)
-            elif re.fullmatch(r"(?:train|dev|test)[\w-]*", name) and os.path.isdir(path):
-                parts[name] = path  # a folder is preferred to the tar file that it comes from
+    if os.path.isfile(src):
+        places = [(os.path.basename(src), src)]
+    else:
+        folders = [folder for folder in (src, os.path.join(src, "LibriSpeech")) if os.path.isdir(folder)]
+        places = [(name, os.path.join(folder, name)) for folder in folders for name in sorted(os.listdir(folder))]
+    for name, path in places:
+        tar = re.fullmatch(rf"({_PART})\.(?:tar|tar\.gz|tgz)", name)
+        if tar and os.path.isfile(path):
+            parts.setdefault(tar[1], path)
+        elif re.fullmatch(_PART, name) and os.path.isdir(path):
+            parts[name] = path  # a folder is preferred to the tar file that it comes from
     if not parts:
         raise CorpusError(
             f"{src} holds no part of LibriSpeech: expected folders such as train-clean-100 or dev-other, or files such"
@@ -68,108 +83,123 @@ def find_parts(src: str) -> dict[str, str]:
     return dict(sorted(parts.items(), key=lambda item: (not item[0].startswith("train"), item[0])))
 
 
-def chapters_of_tree(folder: str) -> list[Chapter]:
-    """
-    :param folder: of a part
-    :return: its chapters, sorted
-    """
-    chapters = []
-    for path, folders, files in os.walk(folder):
-        folders.sort(key=_number_aware)
-        transcripts = sorted(name for name in files if name.endswith(".trans.txt"))
-        audio = {os.path.splitext(n)[0]: os.path.join(path, n) for n in sorted(files) if n.endswith(".flac")}
-        if not transcripts and not audio:
-            continue
-        transcript = os.path.join(path, transcripts[0]) if transcripts else None
-        chapters.append(Chapter(os.path.relpath(path, folder), transcript, audio))
-    return chapters
-
-
 def _number_aware(name: str) -> tuple[int, str]:
     """:return: sort key, 19 before 103"""
-    return (int(name) if name.isdigit() else 0, name)
+    return (int(name) if name.isdecimal() else 0, name)
 
 
-def chapters_of_tar(filename: str, part: str) -> Iterator[Chapter]:
+def chapters_of_tree(folder: str) -> Iterator[tuple[float, Chapter]]:
     """
-    Reads a tar file from beginning to end, without extracting anything.
+    :param folder: of a part
+    :return: its chapters in order, each with the fraction of the part that is done with it
+    """
+    speakers = sorted((entry.name for entry in os.scandir(folder) if entry.is_dir()), key=_number_aware)
+    for number, speaker in enumerate(speakers):
+        for path, folders, files in os.walk(os.path.join(folder, speaker)):
+            folders.sort(key=_number_aware)
+            chapter = Chapter(os.path.relpath(path, folder))
+            for name in sorted(files):
+                chapter.add(name, os.path.join(path, name))
+            if chapter.transcripts or chapter.audio:
+                yield (number + 1) / len(speakers), chapter
+
+
+def chapters_of_tar(filename: str, part: str) -> Iterator[tuple[float, Chapter]]:
+    """
+    Reads a tar file from beginning to end, without extracting anything to disk.
 
     :param filename:
     :param part: only members below ``.../<part>/`` count
-    :return: its chapters, each when it is complete
+    :return: its chapters, each when all its files have been read, with the fraction of the file that has been read
     :raises CorpusError: damaged, or a member that is no plain file at a plain place
     """
-    open_chapters: dict[str, Chapter] = {}
+    chapters: dict[str, Chapter] = {}
+    current = ""
+    size = max(1, os.path.getsize(filename))
     try:
-        with tarfile.open(filename) as archive:
+        with open(filename, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
             for member in archive:
                 pieces = member.name.split("/")
                 if member.name.startswith("/") or ".." in pieces or not (member.isfile() or member.isdir()):
                     raise CorpusError(
-                        f"{filename}: refused, it has the member {member.name!r}, which could leave the folder"
+                        f"{filename}: refused, because of its member {member.name!r}: expected only files and folders"
+                        " below the folder where it is extracted. Download it again from openslr.org"
                     )
-                if not member.isfile() or part not in pieces[:-1] or not pieces[-1].endswith((".flac", ".trans.txt")):
+                if not member.isfile() or part not in pieces[:-1]:
                     continue
                 place = "/".join(pieces[pieces.index(part) + 1 : -1])
+                if place != current and current in chapters and _is_complete(chapters[current]):
+                    yield raw.tell() / size, chapters.pop(current)
+                current = place
                 stream = archive.extractfile(member)
-                content = stream.read() if stream else b""
-                chapter = open_chapters.setdefault(place, Chapter(place, None))
-                if pieces[-1].endswith(".trans.txt"):
-                    chapter.transcript = content
-                else:
-                    chapter.audio[pieces[-1].removesuffix(".flac")] = content
-                if isinstance(chapter.transcript, bytes) and len(chapter.audio) >= chapter.transcript.count(b"\n") > 0:
-                    yield open_chapters.pop(place)
-    except (tarfile.TarError, EOFError, OSError) as exc:
+                if stream is not None and pieces[-1].endswith((".flac", ".trans.txt")):
+                    chapters.setdefault(place, Chapter(place)).add(pieces[-1], stream.read())
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as exc:
         raise CorpusError(f"{filename} cannot be read ({exc}): download it again") from None
-    for place in sorted(open_chapters):
-        yield open_chapters[place]
+    for place in sorted(chapters, key=lambda place: [_number_aware(piece) for piece in place.split("/")]):
+        yield 1.0, chapters[place]
 
 
-def make_items(chapter: Chapter) -> list[Item]:
+def _is_complete(chapter: Chapter) -> bool:
+    """:return: whether there is audio for all transcripts. What comes later is reported as audio without transcript"""
+    lines = sum(content.strip().count(b"\n") + 1 for content in chapter.transcripts.values())  # type: ignore
+    return bool(chapter.transcripts) and len(chapter.audio) >= lines
+
+
+def make_items(chapter: Chapter, audio_format: str = "flac") -> list[Item]:
     """
     :param chapter:
+    :param audio_format: of the items; FLAC is kept bit by bit
     :return: its utterances in order, checked
     """
-    transcripts: dict[str, str] = {}
-    items: list[Item] = []
-    if chapter.transcript is None:
-        items.append(Item(chapter.name.replace("/", "-"), problem="no transcript file (.trans.txt)"))
-    else:
-        content = chapter.transcript
-        if isinstance(content, str):
-            with open(content, "rb") as file:
-                content = file.read()
-        try:
-            lines = content.decode("utf8").splitlines()
-        except UnicodeDecodeError as exc:
-            lines = []
-            items.append(
-                Item(chapter.name.replace("/", "-"), problem=f"the transcript file is not UTF-8 ({exc.reason})")
-            )
-        for line in lines:
-            if not line.strip():
-                continue
-            name, _, text = line.strip().partition(" ")
-            if name in transcripts:
-                items.append(Item(name, problem="two transcripts"))
-            transcripts[name] = " ".join(text.split())
-    for name in sorted({*transcripts, *chapter.audio}):
-        text = transcripts.get(name)
+    texts, items = _read_transcripts(chapter)
+    no_texts = bool(items) and not texts  # said once
+    for name in sorted({*texts, *chapter.audio}):
+        text = texts.get(name)
         if name not in chapter.audio:
             items.append(Item(name, problem="a transcript, but no audio file"))
         elif text is None:
-            if not any(item.problem for item in items[:1]):
+            if not no_texts:
                 items.append(Item(name, problem="an audio file, but no transcript"))
         elif not text:
             items.append(Item(name, problem="the transcript is empty"))
         else:
-            items.append(_make_item(name, text, chapter.audio[name], chapter.audio_format))
+            items.append(_make_item(name, text, chapter.audio[name], audio_format))
     return items
 
 
+def _read_transcripts(chapter: Chapter) -> tuple[dict[str, str], list[Item]]:
+    """:return: utterance id -> text, problems"""
+    texts: dict[str, str] = {}
+    problems: list[Item] = []
+    if not chapter.transcripts:
+        names = sorted(chapter.audio)
+        problem = f"no transcript file (.trans.txt) for its {len(names)} audio files, {names[0]} ..."
+        problems.append(Item(chapter.place, problem=problem))
+    for filename, content in sorted(chapter.transcripts.items()):
+        try:
+            if isinstance(content, str):
+                with open(content, "rb") as file:
+                    content = file.read()
+            lines = content.decode("utf8").split("\n")
+        except UnicodeDecodeError as exc:
+            problem = f"{filename} is not UTF-8 (byte {exc.start}: {exc.reason})"
+            problems.append(Item(chapter.place, problem=problem))
+            continue
+        except OSError as exc:
+            problems.append(Item(chapter.place, problem=f"{filename} cannot be read ({exc})"))
+            continue
+        for line in lines:
+            name, _, text = line.strip().partition(" ")
+            if name in texts:
+                problems.append(Item(name, problem="two transcripts"))
+            elif name:
+                texts[name] = " ".join(text.split())
+    return texts, problems
+
+
 def _make_item(name: str, text: str, source: bytes | str, audio_format: str) -> Item:
-    """:return: checked utterance; FLAC is kept bit by bit"""
+    """:return: utterance, or its problem"""
     try:
         content = source
         if isinstance(content, str):

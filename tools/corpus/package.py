@@ -7,26 +7,23 @@ Packing a part of a corpus into the zip file that RETURNN's OggZipDataset reads,
 
 from __future__ import annotations
 
-import io
+import ast
+import contextlib
 import json
-import multiprocessing
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
-
-import numpy
-import soundfile
 
 from recog.progress import Progress
 
-__all__ = ["CorpusError", "Item", "Manifest", "PartInfo", "audio_problem", "encode_audio", "pack_part", "summary_table"]
+from .parallel import parallel_map
 
-SAMPLE_RATE = 16_000
+__all__ = ["CorpusError", "Item", "Manifest", "PartInfo", "pack_part", "part_listing", "summary_table"]
+
 _ZIP_TIME = (2000, 1, 1, 0, 0, 0)  # the same corpus makes the same zip
-_AUDIO_FORMATS = {"flac": dict(format="FLAC", subtype="PCM_16"), "ogg": dict(format="OGG", subtype="VORBIS")}
 
 
 class CorpusError(Exception):
@@ -38,10 +35,13 @@ class Item:
     """An utterance, ready to be packed, or what is wrong with it."""
 
     name: str
+    """Utterance id, or what else the problem is about."""
     text: str = ""
     audio: bytes = b""
+    """Content of a file."""
     extension: str = "flac"
     duration: float = 0.0
+    """Seconds."""
     problem: str | None = None
 
 
@@ -54,18 +54,23 @@ class PartInfo:
     num_words: int
     hours: float
     expected_num_seqs: int | None
+    """The published number."""
+    complete: bool
+    """Nothing was left out, and the number of utterances is the published one, if there is one."""
     skipped: list[str] = field(default_factory=list)
     """Names and problems of what was left out with --skip-broken."""
     options: dict[str, Any] = field(default_factory=dict)
+    """What the part depends on."""
 
 
 class Manifest:
-    """``corpus.json`` of a prepared corpus, rewritten after each finished part."""
+    """``corpus.json`` of a prepared corpus, rewritten whenever something is finished."""
 
-    def __init__(self, folder: str, corpus: str):
+    def __init__(self, folder: str, corpus: str, *, created_by: str):
         """
         :param folder:
         :param corpus: "librispeech", "tedlium2" or "demo"
+        :param created_by: tool and version, for the record
         :raises CorpusError: the folder holds another corpus
         """
         self.filename = os.path.join(folder, "corpus.json")
@@ -75,26 +80,33 @@ class Manifest:
             with open(self.filename, encoding="utf8") as file:
                 try:
                     before = json.load(file)
-                except ValueError:
+                    what = before["corpus"], before["format"]
+                except (ValueError, KeyError, TypeError):
                     raise CorpusError(f"{self.filename} is damaged: remove it and start again") from None
-            if before.get("corpus") != corpus or before.get("format") != 1:
+            if what != (corpus, 1):
                 raise CorpusError(
-                    f"{folder} holds the corpus {before.get('corpus')!r} (format {before.get('format')}), not"
-                    f" {corpus!r}: choose another target folder"
+                    f"{folder} holds the corpus {what[0]!r} (format {what[1]}), not {corpus!r}: choose another folder"
                 )
             self.content.update(before)
+        self.content["created_by"] = created_by
 
-    def finished_part(self, part: str, options: dict[str, Any]) -> PartInfo | None:
-        """:return: a part that was made before with the same options, if its file is there"""
+    def part(self, part: str) -> PartInfo | None:
+        """:return: a part that was made before, if its file is there"""
         entry = self.content["parts"].get(part)
-        if entry is None or entry["options"] != json.loads(json.dumps(options)):
+        if entry is None or not os.path.isfile(os.path.join(self.folder, entry.get("file", ""))):
             return None
-        if not os.path.isfile(os.path.join(self.folder, entry["file"])):
+        if set(entry) != {f.name for f in fields(PartInfo)}:  # by another version
             return None
         return PartInfo(**entry)
 
     def set(self, kind: str, name: str, entry: dict[str, Any]) -> None:
-        """Enters a part, vocabulary or LM text, and writes the file."""
+        """
+        Enters something and writes the file.
+
+        :param kind: "parts", "vocabs" or "lm_texts"
+        :param name:
+        :param entry:
+        """
         self.content[kind][name] = entry
         with open(self.filename + ".tmp", "w", encoding="utf8") as file:
             json.dump(self.content, file, indent=2, sort_keys=True)
@@ -102,45 +114,55 @@ class Manifest:
         os.replace(self.filename + ".tmp", self.filename)
 
 
-def audio_problem(audio: numpy.ndarray, sample_rate: int) -> str | None:
-    """
-    :param audio: [samples] or [samples, channels]
-    :param sample_rate: Hz
-    :return: what is wrong with it
-    """
-    if sample_rate != SAMPLE_RATE:
-        return f"sample rate {sample_rate} Hz instead of {SAMPLE_RATE} Hz"
-    if audio.ndim != 1:
-        return f"{audio.shape[1]} channels instead of one"
-    if not len(audio):
-        return "no samples"
-    if not numpy.isfinite(audio).all():
-        return "samples that are not finite"
-    if not audio.any():
-        return "all samples are zero"
-    return None
+class _PartZip:
+    """The zip file of a part while it grows, under a temporary name."""
 
+    def __init__(self, filename: str, part: str):
+        self.part = part
+        self.listing: list[dict[str, Any]] = []
+        self.names: set[str] = set()
+        self.num_words, self.seconds = 0, 0.0
+        self._archive = zipfile.ZipFile(filename, "w", zipfile.ZIP_STORED)
 
-def read_audio(source: str | bytes) -> tuple[numpy.ndarray, int]:
-    """
-    :param source: file name or content
-    :return: [samples(, channels)] float32, sample rate
-    :raises soundfile.SoundFileError: damaged
-    """
-    return soundfile.read(source if isinstance(source, str) else io.BytesIO(source), dtype="float32")
+    def add(self, item: Item) -> str | None:
+        """:return: the problem, if it was not added"""
+        if item.problem is not None:
+            return item.problem
+        if item.name in self.names:
+            return "there is another utterance of this name"
+        if not re.fullmatch(r"[\w.+:-]+", item.name):
+            return "a name with unusual characters"
+        self.names.add(item.name)
+        file = f"{item.name}.{item.extension}"
+        self._write(f"{self.part}/{file}", item.audio)
+        seq_name = f"{self.part}/{item.name}"
+        self.listing.append({"text": item.text, "duration": item.duration, "file": file, "seq_name": seq_name})
+        self.num_words += len(item.text.split())
+        self.seconds += item.duration
+        return None
 
+    def finish(self) -> None:
+        """Writes the listing."""
+        lines = "".join(f"{entry!r},\n" for entry in self.listing)
+        self._write(f"{self.part}.txt", f"[\n{lines}]\n".encode())
+        self._archive.close()
 
-def encode_audio(audio: numpy.ndarray, audio_format: str) -> bytes:
-    """:return: content of a "flac" or "ogg" file"""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, audio, SAMPLE_RATE, **_AUDIO_FORMATS[audio_format])
-    return buffer.getvalue()
+    def abandon(self) -> None:
+        """Closes the file, which is then of no use."""
+        with contextlib.suppress(OSError, ValueError):  # the disk may be full
+            self._archive.close()
+
+    def _write(self, name: str, content: bytes) -> None:
+        info = zipfile.ZipInfo(name, _ZIP_TIME)
+        info.create_system = 3  # Unix, also where it is made elsewhere
+        info.external_attr = 0o644 << 16
+        self._archive.writestr(info, content)
 
 
 def pack_part(
     manifest: Manifest,
     part: str,
-    jobs: Iterable[Any],
+    jobs: Iterable[tuple[float, Any]],
     make_items: Callable[[Any], list[Item]],
     *,
     options: dict[str, Any],
@@ -148,74 +170,61 @@ def pack_part(
     skip_broken: bool,
     subset: int | None,
     workers: int,
-    num_jobs: int | None = None,
 ) -> tuple[PartInfo | None, list[str]]:
     """
     Packs a part: items are made in parallel, the zip is written in order and gets its name when it is complete.
 
     :param manifest:
     :param part: name
-    :param jobs: what make_items gets, one after the other; each is a chapter or a recording
-    :param make_items: a function of a module, run in other processes
+    :param jobs: what make_items gets, one after the other (a chapter, a recording), each with the fraction of the part
+        that is done with it
+    :param make_items: run in other processes
     :param options: what the part depends on, for the record
     :param expected_num_seqs: published number of utterances
     :param skip_broken: leave out utterances with problems; otherwise a part with problems is not made
     :param subset: only the first so many utterances
     :param workers: processes
-    :param num_jobs: for the progress
     :return: the part (None if there were problems), list of problems
+    :raises CorpusError: no utterance at all
     """
     filename = os.path.join(manifest.folder, f"{part}.zip")
     problems: list[str] = []
-    listing: list[dict[str, Any]] = []
-    names: set[str] = set()
-    num_words, seconds = 0, 0.0
     progress = Progress(part)
     progress.update(0.0)
-    with _Pool(workers) as pool, zipfile.ZipFile(filename + ".tmp", "w", zipfile.ZIP_STORED) as archive:
-        for number, items in enumerate(pool.imap(make_items, jobs)):
-            if subset is not None and len(listing) >= subset:
-                break
+    archive = _PartZip(filename + ".tmp", part)
+    results = parallel_map(make_items, jobs, workers=workers)
+    try:
+        for fraction, items in results:
             for item in items:
-                if subset is not None and len(listing) >= subset:
+                if subset is not None and len(archive.listing) >= subset:
                     break
-                problem = item.problem
-                if problem is None and item.name in names:
-                    problem = "there is another utterance of this name"
-                if problem is None and not re.fullmatch(r"[\w.+:-]+", item.name):
-                    problem = "a name with unusual characters"
+                problem = archive.add(item)
                 if problem is not None:
                     problems.append(f"{part}/{item.name}: {problem}")
-                    continue
-                names.add(item.name)
-                file = f"{item.name}.{item.extension}"
-                archive.writestr(zipfile.ZipInfo(f"{part}/{file}", _ZIP_TIME), item.audio)
-                listing.append(
-                    {
-                        "text": item.text,
-                        "duration": item.duration,
-                        "file": file,
-                        "seq_name": f"{part}/{item.name}",
-                    }
-                )
-                num_words += len(item.text.split())
-                seconds += item.duration
-            done = min(1.0, len(listing) / subset) if subset else (number + 1) / num_jobs if num_jobs else 0.0
-            progress.update(done, f"{len(listing)} utterances, {len(problems)} with problems")
-        lines = "".join(f"{entry!r},\n" for entry in listing)
-        archive.writestr(zipfile.ZipInfo(f"{part}.txt", _ZIP_TIME), f"[\n{lines}]\n")
-    if not listing:
-        problems.append(f"{part}: no utterance")
-    if problems and (not skip_broken or not listing):
-        os.remove(filename + ".tmp")
-        return None, problems
-    os.replace(filename + ".tmp", filename)
+            if subset is not None:
+                if len(archive.listing) >= subset:
+                    break
+                fraction = max(fraction, len(archive.listing) / subset)
+            progress.update(fraction, f"{len(archive.listing)} utterances, {len(problems)} with problems")
+        archive.finish()
+        if not archive.listing and not problems:
+            raise CorpusError(f"{part}: there is no utterance in it")
+        if not archive.listing or (problems and not skip_broken):
+            return None, problems
+        os.replace(filename + ".tmp", filename)
+    finally:
+        results.close()  # before the file is removed: ends the processes
+        archive.abandon()
+        if os.path.exists(filename + ".tmp"):
+            os.remove(filename + ".tmp")
+    num_seqs = len(archive.listing)
     info = PartInfo(
         file=os.path.basename(filename),
-        num_seqs=len(listing),
-        num_words=num_words,
-        hours=seconds / 3600,
+        num_seqs=num_seqs,
+        num_words=archive.num_words,
+        hours=archive.seconds / 3600,
         expected_num_seqs=expected_num_seqs,
+        complete=subset is None and not problems and expected_num_seqs in (None, num_seqs),
         skipped=problems,
         options=options,
     )
@@ -223,53 +232,58 @@ def pack_part(
     return info, problems
 
 
-class _Pool:
-    """Some processes, or none; not more jobs in the air than needed, so that memory stays bounded."""
-
-    def __init__(self, workers: int):
-        self.workers = workers
-        self._pool: Any = None
-
-    def __enter__(self) -> _Pool:
-        if self.workers > 1:
-            self._pool = multiprocessing.get_context("fork" if os.name == "posix" else "spawn").Pool(self.workers)
-        return self
-
-    def __exit__(self, *_exc: Any) -> None:
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
-
-    def imap(self, func: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterable[Any]:
-        """As map, in order, with at most four jobs per process under way."""
-        if self._pool is None:
-            yield from map(func, jobs)
-            return
-        pending = []
-        for job in jobs:
-            pending.append(self._pool.apply_async(func, (job,)))
-            if len(pending) >= 4 * self.workers:
-                yield pending.pop(0).get()
-        while pending:
-            yield pending.pop(0).get()
+def part_listing(zip_file: str, part: str) -> list[dict[str, Any]]:
+    """
+    :param zip_file:
+    :param part:
+    :return: text, duration, file, seq_name of all utterances of a packed part
+    :raises CorpusError: damaged
+    """
+    try:
+        with zipfile.ZipFile(zip_file) as archive:
+            return ast.literal_eval(archive.read(f"{part}.txt").decode("utf8"))
+    except (zipfile.BadZipFile, KeyError, ValueError, SyntaxError) as exc:
+        raise CorpusError(f"{zip_file} is damaged ({exc}): remove it and start again") from None
 
 
 def summary_table(infos: dict[str, PartInfo]) -> str:
-    """:return: table of all parts; differences to the published numbers of utterances are marked"""
+    """
+    :param infos: part -> what is known of it
+    :return: table of all parts; differences to the published numbers of utterances are marked
+    """
     rows = [("part", "utterances", "published", "words", "hours", "left out", "")]
-    for part, info in infos.items():
+    for part, info in [*infos.items(), *_sum_of_train(infos)]:
         subset = info.options.get("subset")
         note = ""
-        if info.expected_num_seqs is not None and info.num_seqs != info.expected_num_seqs:
-            note = f"subset of {subset}" if subset else "DIFFERS from the published number"
+        if info.expected_num_seqs not in (None, info.num_seqs):
+            note = "subset" if subset else "DIFFERS from the published number"
         expected = "-" if info.expected_num_seqs is None else f"{info.expected_num_seqs:,}"
         counts = (f"{info.num_seqs:,}", expected, f"{info.num_words:,}", f"{info.hours:.2f}", str(len(info.skipped)))
         rows.append((part, *counts, note))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])] + [
-            cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)
-        ]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    for name, *counts, note in rows:
+        cells = [cell.rjust(width) for cell, width in zip(counts, widths[1:-1], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells, note]).rstrip())
     return "\n".join(lines)
+
+
+def _sum_of_train(infos: dict[str, PartInfo]) -> Iterator[tuple[str, PartInfo]]:
+    """:return: a row for all train parts together, if there are several"""
+    train = [info for part, info in infos.items() if part.startswith("train")]
+    if len(train) < 2:
+        return
+    expected = [info.expected_num_seqs for info in train]
+    yield (
+        "all train",
+        PartInfo(
+            file="",
+            num_seqs=sum(info.num_seqs for info in train),
+            num_words=sum(info.num_words for info in train),
+            hours=sum(info.hours for info in train),
+            expected_num_seqs=None if None in expected else sum(n for n in expected if n),
+            complete=all(info.complete for info in train),
+            skipped=[problem for info in train for problem in info.skipped],
+            options=train[0].options,
+        ),
+    )

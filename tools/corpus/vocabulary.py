@@ -1,5 +1,5 @@
 """
-Sub-word vocabularies and LM texts of a prepared corpus. How they are read: :mod:`recog.vocab`.
+Sub-word vocabularies of a prepared corpus. How they are read: :mod:`recog.vocab`.
 
 Names say what they are: ``spm_unigram_10k``, ``spm_bpe_1k`` (SentencePiece, number of labels), ``bpe_10k``
 (subword-nmt, number of merges). EOS (= BOS) is label 0 in all of them.
@@ -8,21 +8,20 @@ Names say what they are: ``spm_unigram_10k``, ``spm_bpe_1k`` (SentencePiece, num
 from __future__ import annotations
 
 import ast
-import gzip
+import collections
 import hashlib
 import io
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .package import CorpusError
 
-__all__ = ["import_bpe", "make_vocab", "parse_vocab_name", "read_lines", "write_lm_text"]
+__all__ = ["import_bpe", "make_vocab", "parse_vocab_name"]
 
-EOS = "<s>"  # as in the vocabularies of old RETURNN setups, where <s> is the end and the beginning
+EOS = "<s>"  # as in the vocabularies of older RETURNN setups, where <s> is the end and the beginning
 UNKNOWN = "<unk>"
 
 
@@ -30,9 +29,9 @@ def parse_vocab_name(name: str) -> tuple[str, int]:
     """
     :param name: e.g. "spm_unigram_10k"
     :return: kind ("spm_unigram", "spm_bpe", "bpe"), number
-    :raises CorpusError:
+    :raises CorpusError: not such a name
     """
-    match = re.fullmatch(r"(spm_unigram|spm_bpe|bpe)_(\d+)(k?)", name)
+    match = re.fullmatch(r"(spm_unigram|spm_bpe|bpe)_([1-9]\d*)(k?)", name)
     if not match:
         raise CorpusError(
             f"vocabulary {name!r}: expected spm_unigram_N, spm_bpe_N or bpe_N with N like 80, 1k, 5k or 10k"
@@ -45,14 +44,22 @@ def make_vocab(folder: str, name: str, texts: Callable[[], Iterator[str]]) -> di
     Trains a vocabulary on transcripts.
 
     :param folder: "vocab" of the prepared corpus
-    :param name:
+    :param name: see :func:`parse_vocab_name`
     :param texts: returns the training transcripts
     :return: its description, as written to ``<name>.json``
+    :raises CorpusError: not possible with these transcripts
     """
     kind, number = parse_vocab_name(name)
     os.makedirs(folder, exist_ok=True)
     if kind == "bpe":
         return _train_bpe(folder, name, number, texts)
+    return _train_sentencepiece(folder, name, kind.removeprefix("spm_"), number, texts)
+
+
+def _train_sentencepiece(
+    folder: str, name: str, model_type: str, num_labels: int, texts: Callable[[], Iterator[str]]
+) -> dict[str, Any]:
+    """:return: description"""
     import sentencepiece
 
     model = io.BytesIO()
@@ -60,9 +67,10 @@ def make_vocab(folder: str, name: str, texts: Callable[[], Iterator[str]]) -> di
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=texts(),
             model_writer=model,
-            model_type=kind.removeprefix("spm_"),
-            vocab_size=number,
+            model_type=model_type,
+            vocab_size=num_labels,
             character_coverage=1.0,
+            normalization_rule_name="identity",  # the transcripts are normalised, and shall come back as they are
             eos_id=0,
             unk_id=1,
             bos_id=-1,
@@ -71,9 +79,12 @@ def make_vocab(folder: str, name: str, texts: Callable[[], Iterator[str]]) -> di
             minloglevel=2,
         )
     except (RuntimeError, OSError) as exc:
-        raise CorpusError(f"SentencePiece cannot make {name} from these transcripts: {exc}") from None
-    _write(os.path.join(folder, f"{name}.model"), model.getvalue())
-    return _describe(folder, name, "sentencepiece", number, {"model": f"{name}.model"})
+        reason = str(exc).strip().splitlines()[-1]
+        raise CorpusError(f"SentencePiece cannot make {name} from these transcripts: {reason}") from None
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    listing = (f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n" for i in range(processor.vocab_size()))
+    contents = {"model": (f"{name}.model", model.getvalue()), "listing": (f"{name}.vocab", "".join(listing).encode())}
+    return _store(folder, name, "sentencepiece", processor.vocab_size(), contents)
 
 
 def _train_bpe(folder: str, name: str, num_merges: int, texts: Callable[[], Iterator[str]]) -> dict[str, Any]:
@@ -81,25 +92,25 @@ def _train_bpe(folder: str, name: str, num_merges: int, texts: Callable[[], Iter
     from subword_nmt.apply_bpe import BPE
     from subword_nmt.learn_bpe import learn_bpe
 
+    words: collections.Counter[str] = collections.Counter()
+    for text in texts():
+        words.update(text.split())
+    if not words:
+        raise CorpusError(f"vocabulary {name}: the transcripts are empty")
     codes = io.StringIO()
-    learn_bpe(io.StringIO("\n".join(texts())), codes, num_merges, min_frequency=1)
+    learn_bpe([f"{word} {count}" for word, count in sorted(words.items())], codes, num_merges, is_dict=True)
     codes.seek(0)
     bpe = BPE(codes)
-    counts: dict[str, int] = {}
-    characters: set[str] = set()
-    for text in texts():
-        for piece in bpe.process_line(text).split():
-            counts[piece] = counts.get(piece, 0) + 1
-        characters.update(text)
-    # Every word can be written: all characters are labels, at the end of a word and before it.
-    for character in sorted(characters - {" "}):
+    pieces: collections.Counter[str] = collections.Counter()
+    for word, count in words.items():
+        for piece in bpe.process_line(word).split():
+            pieces[piece] += count
+    # Every word must be writable, also in other parts: all characters are labels, at the end of a word and before it.
+    for character in {character for word in words for character in word}:
         for piece in (character, character + "@@"):
-            counts.setdefault(piece, 0)
-    pieces = sorted(counts, key=lambda piece: (-counts[piece], piece))
-    _write(os.path.join(folder, f"{name}.codes"), codes.getvalue().encode())
-    _write(os.path.join(folder, f"{name}.vocab"), "\n".join([EOS, UNKNOWN, *pieces]).encode() + b"\n")
-    files = {"codes": f"{name}.codes", "vocab": f"{name}.vocab"}
-    return _describe(folder, name, "bpe", len(pieces) + 2, files)
+            pieces.setdefault(piece, 0)
+    labels = [EOS, UNKNOWN, *sorted(pieces, key=lambda piece: (-pieces[piece], piece))]
+    return _store_bpe(folder, name, codes.getvalue(), labels)
 
 
 def import_bpe(folder: str, name: str, codes_file: str, vocab_file: str) -> dict[str, Any]:
@@ -109,102 +120,73 @@ def import_bpe(folder: str, name: str, codes_file: str, vocab_file: str) -> dict
     :param folder: "vocab" of the prepared corpus
     :param name: to be given to it
     :param codes_file: merges
-    :param vocab_file: a Python dict {label: index} as RETURNN setups have it, or one label per line. It is parsed,
-        never executed.
-    :return: its description
+    :param vocab_file: a Python dict {label: index} as older RETURNN setups have it, or one label per line. It is
+        parsed, never executed.
+    :return: its description, as written to ``<name>.json``
     :raises CorpusError: not such files
     """
     if not re.fullmatch(r"[\w-]+", name):
-        raise CorpusError(f"vocabulary name {name!r}: expected letters, digits, _ and - only")
-    with open(vocab_file, encoding="utf8") as file:
-        content = file.read()
-    if content.lstrip().startswith("{"):
-        try:
-            table = ast.literal_eval(content)
-            # Old dicts have <s> and </s> with the same index: the last of them names the label.
-            labels = [label for label, _ in sorted(table.items(), key=lambda item: item[1])]
-            indices = sorted(set(table.values()))
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as exc:
-            raise CorpusError(f"{vocab_file}: not a Python dict of labels: {exc}") from None
-        if not all(isinstance(label, str) for label in table) or indices != list(range(len(indices))):
-            raise CorpusError(f"{vocab_file}: expected labels with the indices 0 ... V-1, each used")
-        by_index: dict[int, str] = {}
-        for label in labels:
-            by_index.setdefault(table[label], label)
-        labels = [by_index[i] for i in indices]
-    else:
-        labels = content.splitlines()
+        raise CorpusError(f"vocabulary name {name!r}: expected only letters, digits, _ and -")
+    content = _read_text(vocab_file)
+    labels = _labels_of_dict(vocab_file, content) if content.lstrip().startswith("{") else content.splitlines()
+    if len(set(labels)) != len(labels) or not all(labels):
+        raise CorpusError(f"{vocab_file}: some label is empty or there twice: expected one label per line, or a dict")
     if not labels or labels[0] not in (EOS, "</s>"):
         raise CorpusError(f"{vocab_file}: label 0 is {labels[:1]}, but must be {EOS} or </s> (end and beginning)")
-    with open(codes_file, encoding="utf8") as file:
-        codes = file.read()
-    if not codes.startswith("#version"):
-        raise CorpusError(f"{codes_file}: not a subword-nmt codes file (expected '#version' in the first line)")
+    codes = _read_text(codes_file)
+    for number, line in enumerate(codes.rstrip("\n").split("\n"), 1):
+        if len(line.split()) != 2:  # the optional first line, "#version: 0.2", has two fields as well
+            raise CorpusError(f"{codes_file}, line {number}: {line[:50]!r}: expected the two parts of a merge")
     os.makedirs(folder, exist_ok=True)
-    _write(os.path.join(folder, f"{name}.codes"), codes.encode())
-    _write(os.path.join(folder, f"{name}.vocab"), "\n".join(labels).encode() + b"\n")
-    files = {"codes": f"{name}.codes", "vocab": f"{name}.vocab"}
-    return _describe(folder, name, "bpe", len(labels), files)
+    return _store_bpe(folder, name, codes, labels)
 
 
-def _describe(folder: str, name: str, kind: str, num_labels: int, files: dict[str, str]) -> dict[str, Any]:
-    """Writes ``<name>.json``. :return: its content"""
-    checksums = {}
-    for file in files.values():
-        with open(os.path.join(folder, file), "rb") as stream:
-            checksums[file] = hashlib.sha256(stream.read()).hexdigest()
-    content = {"type": kind, "num_labels": num_labels, "eos_index": 0, "files": files, "sha256": checksums}
-    _write(os.path.join(folder, f"{name}.json"), json.dumps(content, indent=2).encode() + b"\n")
-    return content
-
-
-def _write(filename: str, content: bytes) -> None:
-    """Under a temporary name first."""
-    with open(filename + ".tmp", "wb") as file:
-        file.write(content)
-    os.replace(filename + ".tmp", filename)
-
-
-def read_lines(filename: str) -> Iterator[str]:
-    """
-    :param filename: UTF-8 text, compressed if it ends with .gz
-    :return: lines that are not empty, white space normalised
-    :raises CorpusError: wrong encoding, damaged
-    """
+def _labels_of_dict(filename: str, content: str) -> list[str]:
+    """:return: labels by index"""
     try:
-        with (
-            gzip.open(filename, "rt", encoding="utf8") if filename.endswith(".gz") else open(filename, encoding="utf8")
-        ) as file:
-            for line in file:
-                line = " ".join(line.split())
-                if line:
-                    yield line
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as exc:
-        raise CorpusError(f"{filename}: {exc}") from None
+        table = ast.literal_eval(content)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as exc:
+        raise CorpusError(f"{filename}: not a Python dict of labels ({exc})") from None
+    if not isinstance(table, dict) or not all(isinstance(k, str) and type(v) is int for k, v in table.items()):
+        raise CorpusError(f"{filename}: expected a Python dict of labels and their numbers")
+    labels: dict[int, str] = {}
+    for label, index in table.items():
+        labels.setdefault(index, label)  # of <s> and </s>, which often are the same label, the first
+    if sorted(labels) != list(range(len(labels))):
+        raise CorpusError(f"{filename}: expected labels with the numbers 0 ... V-1, each of them used")
+    return [labels[index] for index in range(len(labels))]
 
 
-def write_lm_text(folder: str, name: str, files: Iterable[str], normalise: Callable[[str], str]) -> dict[str, Any]:
-    """
-    :param folder: "lm" of the prepared corpus
-    :param name:
-    :param files: texts, one sentence per line
-    :param normalise: as the transcripts of the corpus
-    :return: counts
-    """
-    os.makedirs(folder, exist_ok=True)
-    filename = os.path.join(folder, f"{name}.txt.gz")
-    num_sentences = num_words = 0
-    with open(filename + ".tmp", "wb") as raw:
-        with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as out:
-            for file in files:
-                for line in read_lines(file):
-                    line = normalise(line)
-                    if line:
-                        out.write(line.encode() + b"\n")
-                        num_sentences += 1
-                        num_words += len(line.split())
-    if not num_sentences:
-        os.remove(filename + ".tmp")
-        raise CorpusError(f"LM text: no sentence in {', '.join(files)}")
-    shutil.move(filename + ".tmp", filename)
-    return {"file": f"lm/{name}.txt.gz", "num_sentences": num_sentences, "num_words": num_words}
+def _read_text(filename: str) -> str:
+    """:return: content of a UTF-8 file"""
+    try:
+        with open(filename, encoding="utf8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise CorpusError(f"{filename} cannot be read: {exc}") from None
+
+
+def _store_bpe(folder: str, name: str, codes: str, labels: Iterable[str]) -> dict[str, Any]:
+    """:return: description"""
+    labels = list(labels)
+    listing = "".join(f"{label}\n" for label in labels)
+    contents = {"codes": (f"{name}.codes", codes.encode()), "vocab": (f"{name}.vocab", listing.encode())}
+    return _store(folder, name, "bpe", len(labels), contents)
+
+
+def _store(folder: str, name: str, kind: str, num_labels: int, contents: dict[str, tuple[str, bytes]]) -> dict:
+    """Writes the files and ``<name>.json``. :return: its content"""
+    description = {
+        "type": kind,
+        "num_labels": num_labels,
+        "eos_index": 0,
+        "files": {key: filename for key, (filename, _) in contents.items()},
+        "sha256": {filename: hashlib.sha256(content).hexdigest() for filename, content in contents.values()},
+    }
+    final = (f"{name}.json", json.dumps(description, indent=2).encode() + b"\n")  # the last: then all of it is there
+    for filename, content in [*contents.values(), final]:
+        path = os.path.join(folder, filename)
+        with open(path + ".tmp", "wb") as file:
+            file.write(content)
+        os.replace(path + ".tmp", path)
+    return description
