@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 import soundfile
 
-__all__ = ["AUDIO_FORMATS", "SAMPLE_RATE", "audio_problem", "encode_audio", "read_audio"]
+__all__ = ["AUDIO_FORMATS", "SAMPLE_RATE", "AudioError", "audio_problem", "encode_audio", "read_audio"]
 
 SAMPLE_RATE = 16_000  # Hz
 AUDIO_FORMATS: dict[str, dict[str, Any]] = {
@@ -18,18 +18,26 @@ AUDIO_FORMATS: dict[str, dict[str, Any]] = {
 """Name and extension -> options of libsndfile."""
 
 
+class AudioError(Exception):
+    """An audio file cannot be read; the message says why."""
+
+
 def read_audio(source: str | bytes, dtype: str = "float32") -> tuple[numpy.ndarray, int]:
     """
     :param source: file name or content
     :param dtype: "float32" (-1 ... 1) or "int16"
     :return: [samples] or [samples, channels], sample rate in Hz
-    :raises soundfile.SoundFileError: damaged, or not in a format that libsndfile knows
-    :raises OSError: cannot be opened
+    :raises AudioError: missing, damaged, or not in a format that libsndfile knows
     """
-    if isinstance(source, str):
+    try:
+        if isinstance(source, bytes):
+            return soundfile.read(io.BytesIO(source), dtype=dtype)
         with open(source, "rb") as file:  # libsndfile's own message does not tell a missing file from a damaged one
             return soundfile.read(file, dtype=dtype)
-    return soundfile.read(io.BytesIO(source), dtype=dtype)
+    except soundfile.LibsndfileError as exc:  # its message would show the Python object
+        raise AudioError(exc.error_string.rstrip(".")) from None
+    except (OSError, RuntimeError) as exc:
+        raise AudioError(str(exc)) from None
 
 
 def audio_problem(audio: numpy.ndarray, sample_rate: int) -> str | None:

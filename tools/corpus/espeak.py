@@ -5,6 +5,7 @@ Synthetic speech by eSpeak NG through ctypes. The PyPI package espeakng-loader c
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 
 import numpy
@@ -51,10 +52,10 @@ class Espeak:
             ) from None
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self._chunks: list[numpy.ndarray] = []
-        data_path = espeakng_loader.get_data_path().encode()
-        self.sample_rate = self._library.espeak_Initialize(_RETRIEVAL_SYNCHRONOUS, 0, data_path, 0)
+        self._data_path = espeakng_loader.get_data_path()
+        self.sample_rate = self._library.espeak_Initialize(_RETRIEVAL_SYNCHRONOUS, 0, self._data_path.encode(), 0)
         if self.sample_rate <= 0:
-            raise SpeechError(f"eSpeak NG does not start with the data in {data_path.decode()}")
+            raise SpeechError(f"eSpeak NG does not start with the data in {self._data_path}")
         callback_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         self._callback = callback_type(self._on_samples)  # must outlive the calls
         self._library.espeak_SetSynthCallback(self._callback)
@@ -73,7 +74,9 @@ class Espeak:
         :raises SpeechError: unknown voice, or no audio
         """
         name = f"{voice.accent}+{voice.variant}"
-        if self._library.espeak_SetVoiceByName(name.encode()) != 0:
+        # The engine itself takes an unknown variant for the accent alone, without a word.
+        variant_file = os.path.join(self._data_path, "voices", "!v", voice.variant)
+        if not os.path.isfile(variant_file) or self._library.espeak_SetVoiceByName(name.encode()) != 0:
             raise SpeechError(f"eSpeak NG has no voice {name!r}")
         for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range)):
             self._library.espeak_SetParameter(parameter, value, 0)

@@ -12,9 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import soundfile
-
-from .audio import audio_problem, encode_audio, read_audio
+from .audio import AudioError, audio_problem, encode_audio, read_audio
 from .package import CorpusError, Item
 
 __all__ = ["EXPECTED_NUM_SEQS", "Chapter", "chapters_of_tar", "chapters_of_tree", "find_parts", "make_items"]
@@ -206,7 +204,7 @@ def _make_item(name: str, text: str, source: bytes | str, audio_format: str) -> 
             with open(content, "rb") as file:
                 content = file.read()
         audio, sample_rate = read_audio(content)
-    except (soundfile.SoundFileError, OSError) as exc:
+    except (AudioError, OSError) as exc:
         return Item(name, problem=f"the audio file cannot be read ({exc})")
     problem = audio_problem(audio, sample_rate)
     if problem:
