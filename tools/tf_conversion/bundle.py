@@ -186,7 +186,8 @@ class BundleReader:
         count = math.prod(entry.shape)
         if count * dtype.itemsize != entry.size:
             raise BundleError(
-                f"{self.index_file}: {name} has {entry.size} bytes, but shape {list(entry.shape)} and type {entry.dtype}"
+                f"{self.index_file}: {name} has {entry.size} bytes, but shape {list(entry.shape)} and type"
+                f" {entry.dtype}"
             )
         filename = self.shard_file(entry.shard)
         try:
