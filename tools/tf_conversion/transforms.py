@@ -2,7 +2,8 @@
 Transforms of values between RETURNN's TensorFlow layers and the modules of its frontend.
 
 Linear weights are (in, out) on both sides, convolutions are correlations on both sides, the columns of the
-self-attention matrix are ordered [head][query|key|value][dim] on both sides. LSTM gates: i input, f forget, o output, j cell input.
+self-attention matrix are ordered [head][query|key|value][dim] on both sides. LSTM gates: i input, f forget, o output,
+j cell input.
 """
 
 from __future__ import annotations
