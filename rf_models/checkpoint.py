@@ -1,14 +1,123 @@
 """
-Checkpoints: does a file fit a model?
+Checkpoints: of which model is a file, and does it fit?
+
+What a model is (:class:`ModelInfo`) stands in the checkpoint itself (converted ones), or in ``model_info.json`` beside
+the checkpoints of a training.
 """
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import returnn.frontend as rf
 
-__all__ = ["check_checkpoint", "load_state_dict"]
+__all__ = [
+    "INFO_FILE",
+    "INFO_KEY",
+    "ModelInfo",
+    "build_model",
+    "check_checkpoint",
+    "load_state_dict",
+    "options_class",
+    "read_model_info",
+]
+
+INFO_KEY = "model_info"
+"""Key of the :class:`ModelInfo`, as a dict, in a checkpoint."""
+INFO_FILE = "model_info.json"
+"""The same as a file in the folder of the checkpoints."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is needed to build the model of a checkpoint."""
+
+    kind: str
+    """``kind`` of the model's class: "aed_ctc", "lstm_lm", "transformer_lm", "mini_lstm_ilm"."""
+    options: dict[str, Any]
+    """Fields of the kind's options dataclass."""
+    num_labels: int
+    """V, EOS included, blank not."""
+    eos_index: int
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where the parameters come from, for the record."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """:return: plain values, as they are stored"""
+        return json.loads(json.dumps(asdict(self)))  # tuples become lists
+
+    def model_options(self) -> Any:
+        """
+        :return: instance of the kind's options dataclass
+        :raises ValueError: unknown kind or option
+        """
+        cls = options_class(self.kind)
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(self.options) - known):
+            raise ValueError(f"options {', '.join(unknown)} of the model kind {self.kind} are not known here")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()})
+
+
+def _model_classes() -> dict[str, tuple[type, type]]:
+    """:return: kind -> class of the model, class of its options"""
+    from .aed_ctc import AedCtcModel
+    from .ilm import MiniLstmIlm
+    from .lm import LstmLm, TransformerLm
+    from .lm_options import LstmLmOptions, MiniLstmIlmOptions, TransformerLmOptions
+    from .options import AedCtcOptions
+
+    classes = {
+        AedCtcModel: AedCtcOptions,
+        LstmLm: LstmLmOptions,
+        TransformerLm: TransformerLmOptions,
+        MiniLstmIlm: MiniLstmIlmOptions,
+    }
+    return {model.kind: (model, options) for model, options in classes.items()}
+
+
+def options_class(kind: str) -> type:
+    """
+    :return: options dataclass of a model kind
+    :raises ValueError: unknown kind
+    """
+    classes = _model_classes()
+    if kind not in classes:
+        raise ValueError(f"model kind {kind!r}: expected one of {', '.join(sorted(classes))}")
+    return classes[kind][1]
+
+
+def build_model(info: ModelInfo) -> rf.Module:
+    """:return: model with initial parameters; to be loaded"""
+    options = info.model_options()
+    return _model_classes()[info.kind][0](options, num_labels=info.num_labels, eos_index=info.eos_index)
+
+
+def read_model_info(filename: str) -> ModelInfo | None:
+    """
+    :param filename: checkpoint
+    :return: of the model in it; None if neither the file nor its folder says
+    :raises ValueError: not a checkpoint, or malformed information
+    """
+    _, rest = load_state_dict(filename)
+    content, where = rest.get(INFO_KEY), filename
+    if content is None:
+        where = os.path.join(os.path.dirname(filename), INFO_FILE)
+        if not os.path.isfile(where):
+            return None
+        with open(where, encoding="utf8") as file:
+            try:
+                content = json.load(file)
+            except ValueError as exc:
+                raise ValueError(f"{where}: not JSON: {exc}") from None
+    try:
+        info = ModelInfo(**content)
+        info.model_options()
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"{where}: not the description of a model that can be used here: {exc}") from None
+    return info
 
 
 def load_state_dict(filename: str) -> tuple[dict[str, Any], dict[str, Any]]:

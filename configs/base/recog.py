@@ -8,10 +8,12 @@ import glob
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from recog.options import CtcOptions, GreedyOptions, LabelSyncOptions, TimeSyncOptions
+from recog.vocab import Vocab
+from rf_models.checkpoint import read_model_info
 from rf_models.options import AedCtcOptions
 
 from .corpus import CorpusOptions, open_corpus
@@ -57,7 +59,7 @@ def recognition_run(
     :param search: default options of the search; their class says which search
     :return: RETURNN's config: task forward, which writes an n-best file
     """
-    # Options of models and losses have no effect here, except the sizes that must fit the checkpoint.
+    # The options of the model are those of the checkpoint; they can be given for one that does not say what it is.
     groups, values = resolve_options(
         namespace,
         command_line_options(),
@@ -68,13 +70,15 @@ def recognition_run(
     ctc_opts: CtcOptions = groups[CtcOptions]
     opts: RecogOptions = groups[RecogOptions]
     search_opts = groups[type(search)]
-    _check_combination(model_opts, ctc_opts, search_opts)
     corpus = open_corpus(
         setup.corpus_name, corpus_opts, parts=corpus_opts.recog_parts, prepare_command=setup.prepare_command
     )
     checkpoint = values.get("load") or find_checkpoint(setup.train_run, opts.checkpoint)
     if not os.path.isfile(checkpoint):
         raise OptionError(f"checkpoint {checkpoint} does not exist")
+    model_opts = _options_of_checkpoint(checkpoint, model_opts, defaults=setup.model, vocab=corpus.vocab)
+    groups[AedCtcOptions] = model_opts
+    _check_combination(model_opts, ctc_opts, search_opts)
     log_prior = None
     if ctc_opts.prior_scale:
         from recog.prior import load_log_prior
@@ -126,6 +130,42 @@ def recognition_run(
     }
     config.update(returnn_keys(values))
     return config
+
+
+def _options_of_checkpoint(
+    checkpoint: str, model_opts: AedCtcOptions, *, defaults: AedCtcOptions, vocab: Vocab
+) -> AedCtcOptions:
+    """
+    :param checkpoint:
+    :param model_opts: of this run
+    :param defaults: what they are if the user says nothing
+    :param vocab:
+    :return: what the checkpoint says of its model; ``model_opts`` if it says nothing
+    :raises OptionError: it is another kind of model, has other labels, or the user wants something else
+    """
+    try:
+        info = read_model_info(checkpoint)
+    except ValueError as exc:
+        raise OptionError(str(exc)) from None
+    if info is None:
+        return model_opts
+    if info.kind != "aed_ctc":
+        raise OptionError(f"{checkpoint} holds a model of the kind {info.kind}, but this run needs aed_ctc")
+    if (info.num_labels, info.eos_index) != (vocab.num_labels, vocab.eos_index):
+        raise OptionError(
+            f"{checkpoint} was trained with another vocabulary: it has {info.num_labels} labels (EOS is"
+            f" {info.eos_index}), but {vocab.name} has {vocab.num_labels} (EOS is {vocab.eos_index});"
+            " choose the right one with ++vocab"
+        )
+    found = info.model_options()
+    for option in fields(AedCtcOptions):
+        mine, its = getattr(model_opts, option.name), getattr(found, option.name)
+        if mine != getattr(defaults, option.name) and mine != its:
+            raise OptionError(
+                f"{option.name} = {mine!r}, but the model in {checkpoint} has {its!r}: leave this option out,"
+                " recognition takes what the checkpoint says"
+            )
+    return found
 
 
 def _check_combination(model_opts: AedCtcOptions, ctc_opts: CtcOptions, search_opts: Any) -> None:

@@ -61,11 +61,12 @@ def config_name(namespace: dict[str, Any]) -> str:
 
 
 def write_json(filename: str, content: Any) -> None:
-    """Writes to a temporary name first, so that the file is complete or not there."""
-    with open(filename + ".tmp", "w", encoding="utf8") as file:
+    """Writes to a temporary name first (each process of a distributed run its own), so that the file is complete."""
+    temporary = f"{filename}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf8") as file:
         json.dump(content, file, indent=2, sort_keys=True)
         file.write("\n")
-    os.replace(filename + ".tmp", filename)
+    os.replace(temporary, filename)
 
 
 def make_output_dir(path: str) -> None:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from typing import Any
 
 from returnn.log import log
 
 from recog.progress import Progress
+from rf_models.checkpoint import INFO_FILE, ModelInfo, build_model
 from rf_models.options import AedCtcOptions, AedCtcTrainOptions
 
 from .corpus import CorpusOptions, open_corpus
@@ -56,11 +58,11 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     )
     output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
     _record_options(output_dir, {**asdicts(groups), "num_labels": corpus.vocab.num_labels})
+    info = ModelInfo("aed_ctc", asdict(model_opts), corpus.vocab.num_labels, corpus.vocab.eos_index)
+    write_json(os.path.join(output_dir, "models", INFO_FILE), info.as_dict())
 
     def get_model(**_kwargs: Any) -> Any:
-        from rf_models.aed_ctc import AedCtcModel
-
-        return AedCtcModel(model_opts, num_labels=corpus.vocab.num_labels, eos_index=corpus.vocab.eos_index)
+        return build_model(info)
 
     def train_step(*, model: Any, extern_data: Any, **_kwargs: Any) -> None:
         from rf_models import aed_ctc
