@@ -1,0 +1,1 @@
+"""What n-best files tell: scale tuning, oracles, significance, search errors. Pure functions, no programs."""
