@@ -54,6 +54,11 @@ class Vocab:
                 )
         return self._returnn_vocab
 
+    @property
+    def unknown_index(self) -> int | None:
+        """Label of characters that the vocabulary does not have; None: there is none"""
+        return self._load().unknown_label_id
+
     def text_to_labels(self, text: str) -> list[int]:
         """:return: labels of the canonical segmentation, without EOS"""
         return [int(i) for i in self._load().get_seq(text)]

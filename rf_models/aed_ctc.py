@@ -7,11 +7,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import returnn.frontend as rf
-from returnn.tensor import Dim, Tensor, TensorDict, batch_dim
+from returnn.tensor import Dim, Tensor, TensorDict
 
 from .decoder import AttentionDecoder, AttentionMemory
 from .encoder import LogMelFeatures, make_conformer_encoder
 from .options import AedCtcOptions, AedCtcTrainOptions
+from .sequences import append_eos, spatial_dim_of
 
 __all__ = ["AedCtcModel", "EncoderOutput", "spatial_dim_of", "train_step"]
 
@@ -107,12 +108,6 @@ class AedCtcModel(rf.Module):
         return self.decoder.transform_encoder(encoder_output.enc, enc_spatial_dim=encoder_output.enc_spatial_dim)
 
 
-def spatial_dim_of(x: Tensor) -> Dim:
-    """:return: the one dim of dynamic size of x beside the batch dim (time, labels)"""
-    (dim,) = [d for d in x.dims if d.is_dynamic() and d != batch_dim]
-    return dim
-
-
 def train_step(*, model: AedCtcModel, extern_data: TensorDict, opts: AedCtcTrainOptions) -> None:
     """
     Marks the losses: ``ce`` (decoder, label smoothing) and ``ctc_<layer>``; errors ``fer`` (label error rate of the
@@ -124,11 +119,11 @@ def train_step(*, model: AedCtcModel, extern_data: TensorDict, opts: AedCtcTrain
     """
     audio, targets = extern_data["data"], extern_data["classes"]
     audio_spatial_dim, targets_spatial_dim = spatial_dim_of(audio), spatial_dim_of(targets)
+    targets_eos, targets_eos_spatial_dim = append_eos(
+        targets, targets_spatial_dim, eos_index=model.eos_index, target_dim=model.target_dim
+    )
     targets = rf.copy(targets)
     targets.sparse_dim = model.target_dim
-    targets_eos, (targets_eos_spatial_dim,) = rf.pad(
-        targets, axes=[targets_spatial_dim], padding=[(0, 1)], value=model.eos_index, handle_dynamic_dims=True
-    )
     encoder_output = model.encode(audio, in_spatial_dim=audio_spatial_dim, train_opts=opts)
 
     ctc_targets, ctc_spatial_dim = (

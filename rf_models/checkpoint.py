@@ -20,6 +20,7 @@ __all__ = [
     "ModelInfo",
     "build_model",
     "check_checkpoint",
+    "load_parameters",
     "load_state_dict",
     "options_class",
     "read_model_info",
@@ -163,3 +164,21 @@ def check_checkpoint(filename: str, model: rf.Module) -> None:
         details.append(f"{len(surplus)} parameters are unknown, for example {surplus[0]}")
     if details:
         raise ValueError(f"{filename} does not fit the model of this run: {'; '.join(details)}")
+
+
+def load_parameters(model: rf.Module, filename: str) -> None:
+    """
+    Loads a whole checkpoint into a model or a part of one.
+
+    :param model:
+    :param filename:
+    :raises ValueError: see :func:`check_checkpoint`
+    """
+    import torch
+
+    check_checkpoint(filename, model)
+    state, _ = load_state_dict(filename)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if name in state:  # not so for statistics that a checkpoint need not have
+                param.raw_tensor.copy_(state[name])

@@ -12,7 +12,10 @@ y_{i-1} (embedding 0 and context 0 at i = 1, as in :mod:`rf_models.decoder`)::
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import returnn.frontend as rf
+import torch
 from returnn.tensor import Dim, Tensor, single_step_dim
 
 from .lm_options import MiniLstmIlmOptions
@@ -69,6 +72,39 @@ class MiniLstmIlm(rf.Module):
         )
         self.prior_output_prob = rf.Linear(self.readout_half_dim, self.target_dim)
 
+    def copy_decoder(self, asr_parameters: Mapping[str, torch.Tensor]) -> None:
+        """
+        Takes over the parameters of the ASR model's decoder.
+
+        :param asr_parameters: of an :class:`rf_models.aed_ctc.AedCtcModel`, by name
+        :raises ValueError: some are missing, or have other shapes
+        """
+        own = dict(self.named_parameters())
+        for name, asr_name in _asr_names(own).items():
+            param, value = own[name], asr_parameters.get(asr_name)
+            shape = tuple(dim.dimension for dim in param.dims)
+            if value is None or tuple(value.shape) != shape:
+                found = "is missing" if value is None else f"has the shape {tuple(value.shape)}"
+                raise ValueError(f"decoder of the ASR model: {asr_name} {found}, expected the shape {shape}")
+            with torch.no_grad():
+                param.raw_tensor.copy_(value)
+
+    def freeze_decoder(self) -> None:
+        """Only the Mini-LSTM and its projection are to be trained."""
+        own = dict(self.named_parameters())
+        for name in _asr_names(own):
+            own[name].trainable = False
+
+    def set_constant_context(self, context: torch.Tensor) -> None:
+        """
+        The Mini-LSTM's place is taken by a constant: zero-context or average-context internal language model.
+
+        :param context: [enc_dim]; the c of all steps
+        """
+        with torch.no_grad():
+            self.mini_att.weight.raw_tensor.zero_()
+            self.mini_att.bias.raw_tensor.copy_(context)
+
     def default_initial_state(self, *, batch_dims: list[Dim]) -> MiniLstmIlmState:
         """State before the first label: all zero."""
         return MiniLstmIlmState(
@@ -117,6 +153,13 @@ class MiniLstmIlm(rf.Module):
         readout = self.prior_readout_in(_concat((s, self.lstm_dim), (embed, self.embed_dim), (att, self.enc_dim)))
         readout = rf.reduce_out(readout, mode="max", num_pieces=2, out_dim=self.readout_half_dim)
         return self.prior_output_prob(readout)
+
+
+def _asr_names(names: Iterable[str]) -> dict[str, str]:
+    """:return: those parameters that are copies -> their names in the ASR model"""
+    return {
+        name: "decoder." + name.removeprefix("prior_") for name in names if name.startswith(("prior_", "target_embed."))
+    }
 
 
 def _concat(*parts: tuple[Tensor, Dim]) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from rf_models.lm_options import LstmLmOptions
 from rf_models.options import AedCtcOptions, AedCtcTrainOptions
 
 from .corpus import CorpusOptions
 from .run import Setup
-from .train_options import TrainOptions
+from .text import TextOptions, TextSetup
+from .train_options import LmTrainOptions, TrainOptions
 
-__all__ = ["setup"]
+__all__ = ["lm_model", "lm_setup", "setup"]
 
 setup = Setup(
     corpus_name="demo",
@@ -41,3 +43,15 @@ setup = Setup(
         num_epochs=12, batch_size=40 * 16_000, max_seqs=64, peak_learning_rate=2e-3, weight_decay=1e-4, keep_last_n=3
     ),
 )
+
+lm_setup = TextSetup(
+    corpus_name="demo",
+    train_run="demo_lm_train",
+    prepare_command=setup.prepare_command,
+    text=TextOptions(vocab=setup.corpus.vocab, num_workers=0),
+    training=LmTrainOptions(
+        num_epochs=4, batch_size=2_000, max_seqs=200, peak_learning_rate=1e-2, weight_decay=1e-4, keep_last_n=1
+    ),
+)
+
+lm_model = LstmLmOptions(num_layers=1, embed_dim=64, lstm_dim=128, dropout=0.1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from rf_models.lm_options import LstmLmOptions, TransformerLmOptions
 from rf_models.options import AedCtcOptions, AedCtcTrainOptions
 
 from .corpus import CorpusOptions
 from .run import Setup
-from .train_options import TrainOptions
+from .text import TRANSCRIPTS, TextOptions, TextSetup
+from .train_options import LmTrainOptions, TrainOptions
 
-__all__ = ["setup"]
+__all__ = ["lm_setup", "lstm_lm", "setup", "transformer_lm"]
 
 setup = Setup(
     corpus_name="librispeech",
@@ -41,3 +43,22 @@ setup = Setup(
         adam_eps=1e-16,
     ),
 )
+
+lm_setup = TextSetup(
+    corpus_name="librispeech",
+    train_run="ls960_lm_transformer_train",
+    prepare_command=setup.prepare_command + " --lm-text librispeech-lm-norm.txt.gz",
+    text=TextOptions(
+        vocab=setup.corpus.vocab,
+        train_texts=("lm", TRANSCRIPTS),
+        dev_texts=("dev-clean", "dev-other"),
+        train_parts=setup.corpus.train_parts,
+        partition_epoch=100,  # 0.4 M of the 40 M sentences
+    ),
+    training=LmTrainOptions(
+        num_epochs=500, batch_size=20_000, max_seqs=1_000, max_label_len=300, peak_learning_rate=5e-4, weight_decay=1e-3
+    ),
+)
+
+lstm_lm = LstmLmOptions(num_layers=4, embed_dim=128, lstm_dim=2048)
+transformer_lm = TransformerLmOptions(num_layers=24, embed_dim=128, model_dim=1024, ff_dim=4096, num_heads=8)

@@ -21,6 +21,7 @@ __all__ = [
     "command_line_options",
     "config_name",
     "log_config",
+    "make_output_dir",
     "returnn_keys",
     "write_json",
 ]

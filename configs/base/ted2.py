@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from rf_models.lm_options import LstmLmOptions, TransformerLmOptions
 from rf_models.options import AedCtcOptions, AedCtcTrainOptions
 
 from .corpus import CorpusOptions
 from .run import Setup
-from .train_options import TrainOptions
+from .text import TRANSCRIPTS, TextOptions, TextSetup
+from .train_options import LmTrainOptions, TrainOptions
 
-__all__ = ["setup"]
+__all__ = ["lm_setup", "setup", "transcript_lm", "transcript_lm_setup", "transformer_lm"]
 
 setup = Setup(
     corpus_name="tedlium2",
@@ -40,3 +44,33 @@ setup = Setup(
         weight_decay=1e-4,
     ),
 )
+
+lm_setup = TextSetup(
+    corpus_name="tedlium2",
+    train_run="ted2_lm_transformer_train",
+    prepare_command=setup.prepare_command + " --lm-text TEDLIUM_release2/LM",
+    text=TextOptions(vocab=setup.corpus.vocab, train_texts=("lm", TRANSCRIPTS), dev_texts=("dev",), partition_epoch=4),
+    training=LmTrainOptions(
+        num_epochs=100, batch_size=20_000, max_seqs=1_000, max_label_len=300, peak_learning_rate=5e-4, weight_decay=1e-2
+    ),
+)
+
+transformer_lm = TransformerLmOptions(
+    num_layers=30,
+    embed_dim=128,
+    model_dim=768,
+    ff_dim=4096,
+    num_heads=12,
+    att_dim=768,
+    activation="gelu",
+    positional_encoding=False,
+)
+
+transcript_lm_setup = replace(
+    lm_setup,
+    train_run="ted2_lm_transcripts_train",
+    text=replace(lm_setup.text, train_texts=(TRANSCRIPTS,), partition_epoch=1),
+    training=replace(lm_setup.training, num_epochs=40, peak_learning_rate=1e-3),
+)
+
+transcript_lm = LstmLmOptions(num_layers=1, embed_dim=128, lstm_dim=1000, dropout=0.2)

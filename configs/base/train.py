@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -28,9 +29,9 @@ from .run import (
     returnn_keys,
     write_json,
 )
-from .train_options import TrainOptions
+from .train_options import LoopOptions, TrainOptions
 
-__all__ = ["training_run"]
+__all__ = ["record_options", "training_config", "training_run"]
 
 
 def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         prepare_command=setup.prepare_command,
     )
     output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
-    _record_options(output_dir, {**asdicts(groups), "num_labels": corpus.vocab.num_labels})
+    record_options(output_dir, {**asdicts(groups), "num_labels": corpus.vocab.num_labels})
     info = ModelInfo("aed_ctc", asdict(model_opts), corpus.vocab.num_labels, corpus.vocab.eos_index)
     write_json(os.path.join(output_dir, "models", INFO_FILE), info.as_dict())
 
@@ -69,13 +70,6 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
 
         aed_ctc.train_step(model=model, extern_data=extern_data, opts=loss_opts)
 
-    progress = Progress("training", interval=10.0, stream=lambda: log.v3)
-
-    def dynamic_learning_rate(*, epoch: int, epoch_continuous: float | None = None, **_kwargs: Any) -> float:
-        position = epoch - 1 if epoch_continuous is None else epoch_continuous
-        progress.update(position / opts.num_epochs, f"sub-epoch {epoch} of {opts.num_epochs}")
-        return opts.learning_rate_at(position)
-
     max_seq_length = {}
     if opts.max_label_len is not None:
         max_seq_length["classes"] = opts.max_label_len
@@ -83,19 +77,75 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         max_seq_length["data"] = int(opts.max_audio_seconds * 16_000)
     extern_data = corpus.extern_data()
     del extern_data["orth"]  # the text is of no use in training
+    return training_config(
+        output_dir,
+        opts,
+        extern_data=extern_data,
+        train=corpus.train_dataset(),
+        dev=corpus.dev_dataset(),
+        get_model=get_model,
+        train_step=train_step,
+        error_measure="ce" if loss_opts.aed_loss_scale and model_opts.with_decoder else None,
+        batch_size={"data": opts.batch_size},
+        max_seqs=opts.max_seqs,
+        max_seq_length=max_seq_length,
+        num_workers=corpus_opts.num_workers,
+        returnn_values=values,
+    )
+
+
+def training_config(
+    output_dir: str,
+    opts: LoopOptions,
+    *,
+    extern_data: dict[str, Any],
+    train: dict[str, Any],
+    dev: dict[str, Any],
+    get_model: Callable[..., Any],
+    train_step: Callable[..., None],
+    error_measure: str | None,
+    batch_size: dict[str, int],
+    max_seqs: int,
+    max_seq_length: dict[str, int],
+    num_workers: int,
+    returnn_values: dict[str, Any],
+) -> dict[str, Any]:
+    """
+    :param output_dir: of the run
+    :param opts: optimiser, learning rate, checkpoints
+    :param extern_data:
+    :param train: dataset
+    :param dev: dataset
+    :param get_model:
+    :param train_step:
+    :param error_measure: name of the loss that decides which checkpoints are best; None: the total
+    :param batch_size: by data key
+    :param max_seqs: in a batch
+    :param max_seq_length: by data key; longer ones are left out
+    :param num_workers: processes that load data
+    :param returnn_values: RETURNN's own keys that were set in config or command line
+    :return: RETURNN's config: task train
+    """
+    progress = Progress("training", interval=10.0, stream=lambda: log.v3)
+
+    def dynamic_learning_rate(*, epoch: int, epoch_continuous: float | None = None, **_kwargs: Any) -> float:
+        position = epoch - 1 if epoch_continuous is None else epoch_continuous
+        progress.update(position / opts.num_epochs, f"sub-epoch {epoch} of {opts.num_epochs}")
+        return opts.learning_rate_at(position)
+
     config = {
         "backend": "torch",
         "behavior_version": BEHAVIOR_VERSION,
         "task": "train",
         "extern_data": extern_data,
-        "train": corpus.train_dataset(),
-        "dev": corpus.dev_dataset(),
+        "train": train,
+        "dev": dev,
         "get_model": get_model,
         "train_step": train_step,
         "model": os.path.join(output_dir, "models", "epoch"),
         "num_epochs": opts.num_epochs,
-        "batch_size": {"data": opts.batch_size},
-        "max_seqs": opts.max_seqs,
+        "batch_size": batch_size,
+        "max_seqs": max_seqs,
         "accum_grad_multiple_step": opts.accum_grad_multiple_step,
         "optimizer": {
             "class": "adamw",
@@ -107,11 +157,11 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         "dynamic_learning_rate": dynamic_learning_rate,
         "learning_rate_control": "constant",
         "learning_rate_file": os.path.join(output_dir, "learning_rates"),
-        "learning_rate_control_error_measure": "ce" if loss_opts.aed_loss_scale and model_opts.with_decoder else None,
+        "learning_rate_control_error_measure": error_measure,
         "save_interval": 1,
         "cleanup_old_models": {"keep_last_n": opts.keep_last_n, "keep_best_n": 0, "keep": [opts.num_epochs]},
         "random_seed": opts.random_seed,
-        "torch_dataloader_opts": {"num_workers": corpus_opts.num_workers},
+        "torch_dataloader_opts": {"num_workers": num_workers},
         **log_config(output_dir),
     }
     if max_seq_length:
@@ -120,11 +170,11 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         config["gradient_clip_global_norm"] = opts.gradient_clip_global_norm
     if _use_amp(opts):
         config["torch_amp"] = {"dtype": "bfloat16"}
-    config.update(returnn_keys(values))
+    config.update(returnn_keys(returnn_values))
     return config
 
 
-def _use_amp(opts: TrainOptions) -> bool:
+def _use_amp(opts: LoopOptions) -> bool:
     """:return: whether to train with bfloat16"""
     if opts.amp != "auto":
         return opts.amp == "bfloat16"
@@ -135,11 +185,11 @@ def _use_amp(opts: TrainOptions) -> bool:
 
 # A run can be continued with these options changed; with another model or vocabulary it would be another run.
 _FREE_TO_CHANGE = frozenset(
-    "data_dir num_epochs num_workers keep_last_n amp output_dir dev_max_seqs batch_size max_seqs".split()
+    "data_dir num_epochs num_workers keep_last_n amp output_dir dev_max_seqs dev_texts batch_size max_seqs".split()
 )
 
 
-def _record_options(output_dir: str, options: dict[str, Any]) -> None:
+def record_options(output_dir: str, options: dict[str, Any]) -> None:
     """
     Writes options.json beside the run's output.
 

@@ -6,25 +6,17 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["TrainOptions"]
+__all__ = ["LmTrainOptions", "LoopOptions", "TrainOptions"]
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """Options of the training loop: optimiser, learning rate, batches, checkpoints."""
+class LoopOptions:
+    """Options of every training: optimiser, learning rate, checkpoints."""
 
     output_dir: str | None = None
     """None: ``output/<config name>`` below the current folder."""
     num_epochs: int = 100
     """Sub-epochs, see partition_epoch."""
-    batch_size: int = 15_000 * 160
-    """Audio samples in a batch, padding included (160 samples = 10 ms)."""
-    max_seqs: int = 200
-    """Utterances in a batch."""
-    max_label_len: int | None = None
-    """Leave out training utterances with more labels than this."""
-    max_audio_seconds: float | None = None
-    """Leave out training utterances longer than this."""
     accum_grad_multiple_step: int = 1
     """Batches per update."""
 
@@ -62,3 +54,29 @@ class TrainOptions:
             if x < x1:
                 return self.peak_learning_rate * (y0 + (y1 - y0) * (x - x0) / (x1 - x0))
         return self.peak_learning_rate * points[-1][1]
+
+
+@dataclass(frozen=True)
+class TrainOptions(LoopOptions):
+    """Options of a training on audio."""
+
+    batch_size: int = 15_000 * 160
+    """Audio samples in a batch, padding included (160 samples = 10 ms)."""
+    max_seqs: int = 200
+    """Utterances in a batch."""
+    max_label_len: int | None = None
+    """Leave out training utterances with more labels than this."""
+    max_audio_seconds: float | None = None
+    """Leave out training utterances longer than this."""
+
+
+@dataclass(frozen=True)
+class LmTrainOptions(LoopOptions):
+    """Options of a training on text."""
+
+    batch_size: int = 20_000
+    """Labels in a batch, padding included."""
+    max_seqs: int = 1000
+    """Sentences in a batch."""
+    max_label_len: int | None = None
+    """Leave out training sentences with more labels than this."""
