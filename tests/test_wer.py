@@ -83,6 +83,29 @@ def test_sclite_costs():
     assert (result.num_sub, result.num_ins, result.num_del) == (0, 3, 3)
 
 
+def dynamic_programming(ref, hyp, *, sub, indel):
+    """:return: the smallest cost of an alignment, by the textbook recursion"""
+    row = [indel * j for j in range(len(hyp) + 1)]
+    for i, word in enumerate(ref, 1):
+        new = [indel * i]
+        for j, other in enumerate(hyp, 1):
+            new.append(min(row[j - 1] + (sub if word != other else 0), row[j] + indel, new[j - 1] + indel))
+        row = new
+    return row[-1]
+
+
+@settings(max_examples=500, deadline=None)
+@given(ref=WORDS, hyp=WORDS)
+def test_against_dynamic_programming(ref, hyp):
+    """Also with empty texts, which jiwer refuses, and with the costs of sclite (substitution 4, others 3)."""
+    result = word_errors(ref, hyp)
+    assert result.num_errors == dynamic_programming(ref, hyp, sub=1, indel=1)
+    result = word_errors(ref, hyp, sclite_costs=True)
+    cost = 4 * result.num_sub + 3 * (result.num_ins + result.num_del)
+    assert cost == dynamic_programming(ref, hyp, sub=4, indel=3)
+    assert result.num_ins - result.num_del == len(hyp) - len(ref)
+
+
 def test_adding_and_rates():
     a = WerResult(num_utts=2, num_ref_words=10, num_sub=1, num_ins=2, num_del=3, num_utts_with_error=1, num_failed=1)
     b = WerResult(num_utts=3, num_ref_words=20, num_sub=3, num_utts_with_error=2, num_no_ref=4)

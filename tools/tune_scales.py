@@ -33,10 +33,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from recog.analysis.arrays import NBestArrays, make_arrays
 from recog.analysis.merging import merge_runs
 from recog.analysis.runs import AnalysisError, Run, check_same_references, is_test_name, load_run, select_parts
+from recog.analysis.significance import bootstrap_errors
 from recog.analysis.tuning import (
     ScaleRange,
     Tuning,
-    bootstrap_errors,
     cross_validated_errors,
     error_surface,
     option_overrides,

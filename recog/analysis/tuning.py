@@ -23,7 +23,6 @@ from .line_search import ErrorCurve, error_curve
 __all__ = [
     "ScaleRange",
     "Tuning",
-    "bootstrap_errors",
     "cross_validated_errors",
     "error_surface",
     "expected_errors",
@@ -351,30 +350,6 @@ def _minimise_expected(
 
 
 # ---- how far to trust it
-
-
-def bootstrap_errors(
-    errors: Sequence[np.ndarray], num_ref_words: np.ndarray, *, samples: int = 1000, seed: int = 1
-) -> np.ndarray:
-    """
-    Bootstrap over utterances (Bisani & Ney 2004).
-
-    :param errors: [U] of each system
-    :param num_ref_words: [U]
-    :param samples: number of resampled test sets
-    :param seed:
-    :return: [samples, systems] word error rate in percent on the same resampled sets
-    """
-    rng = np.random.default_rng(seed)
-    num_utts = len(num_ref_words)
-    values = np.stack([*errors, num_ref_words], axis=1).astype(np.float64)
-    rates = np.empty((samples, len(errors)))
-    for start in range(0, samples, 100):
-        size = min(100, samples - start)
-        counts = rng.multinomial(num_utts, np.full(num_utts, 1.0 / num_utts), size=size)
-        sums = counts @ values
-        rates[start : start + size] = 100.0 * sums[:, :-1] / np.maximum(sums[:, -1:], 1.0)
-    return rates
 
 
 def scale_interval(
