@@ -71,6 +71,11 @@ class BundleEntry:
     """whether this is a partitioned variable, whose parts are stored under other names"""
 
     @property
+    def num_values(self) -> int:
+        """Product of the shape."""
+        return math.prod(self.shape)
+
+    @property
     def readable(self) -> bool:
         """Whether :func:`BundleReader.read` can give the value."""
         return self.dtype in _DTYPES.values() and not self.sliced
