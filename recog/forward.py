@@ -13,32 +13,20 @@ import torch
 from returnn.tensor import Dim, TensorDict, batch_dim
 from returnn.tensor import Tensor as RfTensor
 
-from rf_models.aed_ctc import AedCtcModel, EncoderOutput, spatial_dim_of
+from rf_models.aed_ctc import AedCtcModel, spatial_dim_of
 from rf_models.encoder import SAMPLE_RATE
 
-from .core.posteriors import CtcPosteriors, prepare_ctc_log_probs
 from .core.result import SearchResult
 from .ctc_greedy import ctc_greedy_search
+from .inputs import NO_DATA, Encoded, ScoreData, encode, search_inputs, signed_scales
 from .label_sync import label_sync_search
 from .nbest import NBestHeader
 from .options import CtcOptions, GreedyOptions, LabelSyncOptions, SearchOptions, TimeSyncOptions
-from .scorers.attention import AttentionScorer
-from .scorers.combined import ScorerSet
 from .time_sync import time_sync_search
 
-__all__ = ["ctc_posteriors", "make_forward_step", "make_scorers", "nbest_header", "run_search", "signed_scales"]
+__all__ = ["forward_step_of", "make_forward_step", "nbest_header", "run_search"]
 
 _SEARCH_NAMES = {GreedyOptions: "ctc_greedy", LabelSyncOptions: "label_sync", TimeSyncOptions: "time_sync"}
-
-
-def signed_scales(opts: SearchOptions | GreedyOptions, ctc_opts: CtcOptions) -> dict[str, float]:
-    """:return: scale of each component that has one, with its sign, but that of "ctc" """
-    if isinstance(opts, GreedyOptions):
-        return {}
-    scales = {"att": opts.att_scale, "lm": opts.lm_scale, "ilm": -opts.ilm_scale, "length": opts.length_reward}
-    if ctc_opts.prior_type == "label":
-        scales["prior"] = -ctc_opts.prior_scale
-    return {name: scale for name, scale in scales.items() if scale}
 
 
 def nbest_header(
@@ -74,103 +62,50 @@ def nbest_header(
     )
 
 
-def ctc_posteriors(
-    model: AedCtcModel, encoder_output: EncoderOutput, ctc_opts: CtcOptions, *, log_prior: torch.Tensor | None = None
-) -> CtcPosteriors:
-    """
-    :param model: with a CTC head
-    :param encoder_output: of a batch
-    :param ctc_opts:
-    :param log_prior: [V+1] natural log
-    :return: what a search sees of the CTC head
-    """
-    log_probs = model.ctc_log_probs(encoder_output, layer=ctc_opts.ctc_layer)
-    spatial_dim = encoder_output.enc_spatial_dim
-    log_probs = log_probs.copy_transpose([batch_dim, spatial_dim, model.target_dim_with_blank]).raw_tensor
-    return prepare_ctc_log_probs(
-        log_probs,
-        spatial_dim.get_size_tensor().raw_tensor,
-        eos_index=model.eos_index,
-        eos=ctc_opts.ctc_eos,
-        log_prior=log_prior,
-        prior_scale=ctc_opts.prior_scale,
-        prior_type=ctc_opts.prior_type,
-        soft_collapse_threshold=ctc_opts.soft_collapse_threshold,
-        blank_collapse_threshold=ctc_opts.blank_collapse_threshold,
-    )
-
-
-def make_scorers(
-    model: AedCtcModel,
-    encoder_output: EncoderOutput,
-    opts: SearchOptions,
-    ctc_opts: CtcOptions,
-    *,
-    label_log_prior: torch.Tensor | None = None,
-) -> ScorerSet:
-    """
-    :param model:
-    :param encoder_output: of a batch
-    :param opts: which scales are not 0 decides what is run
-    :param ctc_opts:
-    :param label_log_prior: [V], for ``prior_type = "label"``
-    """
-    scorers = {}
-    if opts.att_scale:
-        scorers["att"] = AttentionScorer(
-            model.decoder,
-            model.attention_memory(encoder_output),
-            encoder_output.enc_spatial_dim.get_size_tensor().raw_tensor,
-            track=isinstance(opts, LabelSyncOptions) and bool(opts.coverage_scale or opts.monotonicity_scale),
-        )
-    return ScorerSet(
-        scorers,
-        signed_scales(opts, ctc_opts),
-        num_labels=model.target_dim.dimension,
-        eos_index=model.eos_index,
-        ilm_eos=opts.ilm_eos,
-        label_log_prior=label_log_prior,
-        device=encoder_output.enc.raw_tensor.device,
-    )
-
-
 def run_search(
     model: AedCtcModel,
-    encoder_output: EncoderOutput,
+    encoded: Encoded,
     opts: SearchOptions | GreedyOptions,
     ctc_opts: CtcOptions,
     *,
-    log_prior: torch.Tensor | None = None,
+    data: ScoreData = NO_DATA,
 ) -> SearchResult:
     """
     :param model:
-    :param encoder_output: of a batch
+    :param encoded: of a batch
     :param opts: their class says which search
     :param ctc_opts:
-    :param log_prior: [V+1] natural log
+    :param data:
     :return: n-best of each utterance, in the order of the batch
     """
-    ctc = None
-    if not isinstance(opts, LabelSyncOptions) or opts.ctc_scale:
-        ctc = ctc_posteriors(model, encoder_output, ctc_opts, log_prior=log_prior)
+    inputs = search_inputs(model, encoded, opts, ctc_opts, data=data)
     if isinstance(opts, GreedyOptions):
-        return ctc_greedy_search(ctc, eos_index=model.eos_index)
-    scorers = make_scorers(model, encoder_output, opts, ctc_opts, label_log_prior=ctc and ctc.label_log_prior)
+        return ctc_greedy_search(inputs.ctc, eos_index=model.eos_index)
     if isinstance(opts, TimeSyncOptions):
-        return time_sync_search(scorers=scorers, ctc=ctc, opts=opts)
-    frame_lengths = encoder_output.enc_spatial_dim.get_size_tensor().raw_tensor
-    frame_lengths = frame_lengths.to(device=encoder_output.enc.raw_tensor.device, dtype=torch.int64)
-    return label_sync_search(scorers=scorers, ctc=ctc, frame_lengths=frame_lengths, opts=opts)
+        return time_sync_search(scorers=inputs.scorers, ctc=inputs.ctc, opts=opts)
+    return label_sync_search(scorers=inputs.scorers, ctc=inputs.ctc, frame_lengths=inputs.frame_lengths, opts=opts)
+
+
+Search = Callable[[AedCtcModel, Encoded, TensorDict], SearchResult]
+"""From a batch to n-best lists."""
 
 
 def make_forward_step(
-    opts: SearchOptions | GreedyOptions, ctc_opts: CtcOptions, *, log_prior: torch.Tensor | None = None
+    opts: SearchOptions | GreedyOptions, ctc_opts: CtcOptions, *, data: ScoreData = NO_DATA
 ) -> Callable[..., None]:
     """
     :param opts: their class says which search
     :param ctc_opts:
-    :param log_prior: [V+1] natural log
+    :param data:
     :return: RETURNN's ``forward_step``; its outputs are what :class:`recog.callback.RecogCallback` reads
+    """
+    return forward_step_of(lambda model, encoded, _: run_search(model, encoded, opts, ctc_opts, data=data))
+
+
+def forward_step_of(search: Search) -> Callable[..., None]:
+    """
+    :param search:
+    :return: RETURNN's ``forward_step``: encode, search, and outputs for :class:`recog.callback.RecogCallback`
     """
 
     def forward_step(*, model: AedCtcModel, extern_data: TensorDict, **_kwargs: Any) -> None:
@@ -179,17 +114,17 @@ def make_forward_step(
         device = audio.raw_tensor.device
         with torch.no_grad():
             start = _now(device)
-            encoder_output = model.encode(audio, in_spatial_dim=audio_dim)
-            encoded = _now(device)
-            result = run_search(model, encoder_output, opts, ctc_opts, log_prior=log_prior)
+            encoded = encode(model, audio, in_spatial_dim=audio_dim)
+            encoder_end = _now(device)
+            result = search(model, encoded, extern_data)
             end = _now(device)
         durations = audio_dim.get_size_tensor().raw_tensor.double() / SAMPLE_RATE
         share = durations / durations.sum().clamp(min=1e-9)
         outputs = {
-            "enc_len": encoder_output.enc_spatial_dim.get_size_tensor().raw_tensor.int(),
+            "enc_len": encoded.lengths().int(),
             "duration": durations.float(),
-            "encoder_time": (share * (encoded - start)).float(),
-            "search_time": (share * (end - encoded)).float(),
+            "encoder_time": (share * (encoder_end - start)).float(),
+            "search_time": (share * (end - encoder_end)).float(),
         }
         _mark_outputs(result, outputs)
         if "orth" in extern_data.data:

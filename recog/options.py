@@ -9,9 +9,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
-__all__ = ["CtcOptions", "GreedyOptions", "LabelSyncOptions", "SearchOptions", "TimeSyncOptions"]
+__all__ = [
+    "CtcOptions",
+    "ExternalModelOptions",
+    "GreedyOptions",
+    "IlmType",
+    "LabelSyncOptions",
+    "SearchOptions",
+    "TimeSyncOptions",
+]
+
+IlmType = Literal["mini_lstm", "zero", "avg", "train_avg", "density_ratio"]
 
 
 def _check_finite(opts: object) -> None:
@@ -62,6 +72,48 @@ class CtcOptions:
             _check(value is None or 0.0 < value <= 1.0, name, value, "a probability in (0, 1], or None")
         if self.prior_scale and not self.prior_file:
             raise ValueError(f"prior_scale = {self.prior_scale} needs prior_file (see the prior config)")
+
+    @property
+    def uses_label_prior(self) -> bool:
+        """:return: whether there is a prior that counts label by label"""
+        return bool(self.prior_scale) and self.prior_type == "label"
+
+
+@dataclass(frozen=True)
+class ExternalModelOptions:
+    """
+    Models beside the ASR model of ``load``. A checkpoint is a file, or the output folder of a training (its last
+    checkpoint is taken). What kind of model it holds, and its sizes, are read from it.
+    """
+
+    lm_checkpoint: str | None = None
+    """External language model (LSTM or Transformer), needed for lm_scale."""
+    ilm_type: IlmType | None = None
+    """Estimate of the internal language model, for ilm_scale. "zero", "avg": the ASR model's own decoder with the
+    context vector zero, or the mean of the encoder states of the utterance. "train_avg": with the vector of
+    ilm_context_file. "mini_lstm": a Mini-LSTM (``ilm_checkpoint``). "density_ratio": a language model of the training
+    transcripts (``ilm_checkpoint``). None: what ilm_checkpoint or ilm_context_file is for. See
+    :mod:`recog.scorers.ilm`."""
+    ilm_checkpoint: str | None = None
+    ilm_context_file: str | None = None
+    """Context vector for "train_avg", see :mod:`recog.context_vector`."""
+    ctc_checkpoint: str | None = None
+    """CTC scores come from this model instead ("system combination"); ``ctc_layer`` and ``prior_file`` are of it, too.
+    Its encoder may have another frame rate. Its decoder is not loaded."""
+
+    def __post_init__(self):
+        kinds = get_args(IlmType)
+        _check(self.ilm_type is None or self.ilm_type in kinds, "ilm_type", self.ilm_type, " or ".join(kinds))
+        if self.ilm_checkpoint and self.ilm_context_file:
+            raise ValueError("ilm_checkpoint and ilm_context_file are two internal language models: choose one")
+        for option, types_ in {
+            "ilm_checkpoint": ("mini_lstm", "density_ratio"),
+            "ilm_context_file": ("train_avg",),
+        }.items():
+            if self.ilm_type in types_ and not getattr(self, option):
+                raise ValueError(f'ilm_type = "{self.ilm_type}" needs {option}')
+            if self.ilm_type and self.ilm_type not in types_ and getattr(self, option):
+                raise ValueError(f'{option} is given, but ilm_type = "{self.ilm_type}" has no use for it')
 
 
 @dataclass(frozen=True)
@@ -168,6 +220,17 @@ class TimeSyncOptions(SearchOptions):
             _check(
                 value == "ctc" or (isinstance(value, (int, float)) and value >= 0), name, value, "ctc or a scale >= 0"
             )
+        if self.published_scoring:
+            if (self.blank_scale, self.repeat_scale, self.recombination) != (1.0, 1.0, "max"):
+                raise ValueError(
+                    "published_scoring: the original time-synchronous recipes have blank_scale 1, repeat_scale 1 and"
+                    ' recombination "max"; leave these options out'
+                )
+            if self.length_norm_exponent:
+                raise ValueError(
+                    f"length_norm_exponent = {self.length_norm_exponent}: the original time-synchronous recipes"
+                    " normalised by the number of frames, which changes no result; use 0 with published_scoring"
+                )
         value = self.pruning_threshold
         _check(value is None or value > 0, "pruning_threshold", value, "a positive score difference, or None")
         value = self.num_candidates

@@ -138,16 +138,17 @@ def load_state_dict(filename: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return content["model"], {key: value for key, value in content.items() if key != "model"}
 
 
-def check_checkpoint(filename: str, model: rf.Module) -> None:
+def check_checkpoint(filename: str, model: rf.Module, *, ignore_prefixes: tuple[str, ...] = ()) -> None:
     """
     :param filename:
     :param model:
+    :param ignore_prefixes: parameters of the checkpoint whose names begin so may have no place in the model
     :raises ValueError: one sentence, if the checkpoint is not of such a model: other vocabulary, sizes or kind
     """
     state, _ = load_state_dict(filename)
     expected = {name: tuple(dim.dimension for dim in param.dims) for name, param in model.named_parameters()}
     expected = {name: shape for name, shape in expected.items() if "running_" not in name or name in state}
-    found = {name: tuple(value.shape) for name, value in state.items()}
+    found = {name: tuple(value.shape) for name, value in state.items() if not name.startswith(ignore_prefixes)}
     missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     wrong = [name for name in sorted(set(expected) & set(found)) if expected[name] != found[name]]
     label_params = [name for name in wrong if "output_prob" in name or "ctc_heads" in name or "target_embed" in name]

@@ -4,19 +4,24 @@ Recognition runs: from the options of a config to what RETURNN's forward task re
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import sys
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from recog.options import CtcOptions, GreedyOptions, LabelSyncOptions, TimeSyncOptions
-from recog.vocab import Vocab
-from rf_models.checkpoint import read_model_info
+from recog.options import CtcOptions, ExternalModelOptions, GreedyOptions, LabelSyncOptions, TimeSyncOptions
 from rf_models.options import AedCtcOptions
 
-from .corpus import CorpusOptions, open_corpus
+from .corpus import Corpus, CorpusOptions, open_corpus
+from .models import (
+    ExternalModels,
+    check_combination,
+    find_checkpoint,
+    open_external_models,
+    options_of_checkpoint,
+)
 from .options import OptionError, resolve_options
 from .run import (
     BEHAVIOR_VERSION,
@@ -30,7 +35,10 @@ from .run import (
     write_json,
 )
 
-__all__ = ["RecogOptions", "recognition_run"]
+if TYPE_CHECKING:
+    from recog.inputs import ScoreData
+
+__all__ = ["ForwardRun", "RecogOptions", "find_checkpoint", "open_forward_run", "recognition_run"]
 
 
 @dataclass(frozen=True)
@@ -50,177 +58,183 @@ class RecogOptions:
     """Replace finished results of the same run."""
 
 
-def recognition_run(
-    namespace: dict[str, Any], setup: Setup, search: GreedyOptions | LabelSyncOptions | TimeSyncOptions
-) -> dict[str, Any]:
+@dataclass
+class ForwardRun:
+    """A run of RETURNN's forward task over a corpus, all options checked."""
+
+    namespace: dict[str, Any]
+    corpus: Corpus
+    groups: dict[type, Any]  # option groups by class
+    returnn_values: dict[str, Any]
+    search_opts: GreedyOptions | LabelSyncOptions | TimeSyncOptions
+    external: ExternalModels
+    checkpoint: str  # of the ASR model
+    data: ScoreData
+
+    @property
+    def ctc_opts(self) -> CtcOptions:
+        """:return: options of the CTC log-probs"""
+        return self.groups[CtcOptions]
+
+    @property
+    def output_dir(self) -> str:
+        """:return: folder of the results"""
+        return self.groups[RecogOptions].output_dir or os.path.join("output", config_name(self.namespace))
+
+    def get_model(self, **_kwargs: Any) -> Any:
+        """RETURNN's ``get_model``."""
+        from rf_models.checkpoint import check_checkpoint
+        from rf_models.combined import CombinedModel
+
+        vocab = self.corpus.vocab
+        opts = dict(num_labels=vocab.num_labels, eos_index=vocab.eos_index)
+        model = CombinedModel(self.groups[AedCtcOptions], **opts)
+        try:
+            check_checkpoint(self.checkpoint, model)
+        except ValueError as exc:
+            raise OptionError(str(exc)) from None
+        for name, other in self.external.build().items():
+            setattr(model, name, other)
+        return model
+
+    def returnn_config(
+        self, *, search: str | None = None, forward_step: Callable[..., None], inputs: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """
+        :param search: name in the header of the n-best file. None: that of the search
+        :param forward_step:
+        :param inputs: other files that the results depend on, by the option that names them
+        :return: RETURNN's config: task forward, which writes an n-best file
+        """
+        from recog.callback import RecogCallback
+        from recog.forward import nbest_header
+
+        corpus, parts = self.corpus, self.groups[CorpusOptions].recog_parts
+        opts: RecogOptions = self.groups[RecogOptions]
+        nbest_file = os.path.join(self.output_dir, "nbest.jsonl")
+        make_output_dir(self.output_dir)
+        files = {"checkpoint": self.checkpoint, **(inputs or {})}
+        files.update({f"{name}_file": filename for name, filename in self.external.checkpoints.items()})
+        _stop_if_finished(nbest_file, files, asdicts(self.groups), overwrite=opts.overwrite)
+        header = nbest_header(
+            self.search_opts, self.ctc_opts, options=asdicts(self.groups), vocab=corpus.vocab.describe()
+        )
+        config = {
+            "backend": "torch",
+            "behavior_version": BEHAVIOR_VERSION,
+            "task": "forward",
+            "extern_data": corpus.extern_data(),
+            "forward_data": corpus.forward_dataset(parts),
+            "get_model": self.get_model,
+            "load": self.checkpoint,
+            "preload_from_files": self.external.preload(),
+            "forward_step": forward_step,
+            "forward_callback": RecogCallback(
+                nbest_file,
+                header=replace(header, search=search) if search else header,
+                vocab=corpus.vocab,
+                num_seqs=corpus.num_seqs(parts),
+                returnn_search_output=opts.returnn_search_output,
+            ),
+            "forward_auto_split_batch_on_oom": True,
+            "batch_size": {"data": opts.batch_size},
+            "max_seqs": opts.max_seqs,
+            "torch_dataloader_opts": {"num_workers": min(1, self.groups[CorpusOptions].num_workers)},
+            **log_config(self.output_dir),
+        }
+        config.update(returnn_keys(self.returnn_values))
+        return config
+
+
+def open_forward_run(
+    namespace: dict[str, Any],
+    setup: Setup,
+    search: GreedyOptions | LabelSyncOptions | TimeSyncOptions,
+    external: ExternalModelOptions | None = None,
+    *,
+    more_options: Sequence[Any] = (),
+) -> ForwardRun:
     """
     :param namespace: ``globals()`` of the config file. Its plain variables override the options of the setup.
     :param setup: corpus and model
     :param search: default options of the search; their class says which search
-    :return: RETURNN's config: task forward, which writes an n-best file
+    :param external: default of the models beside the ASR model
+    :param more_options: defaults of other option groups of this run
     """
     # The options of the model are those of the checkpoint; they can be given for one that does not say what it is.
-    groups, values = resolve_options(
-        namespace,
-        command_line_options(),
-        [setup.corpus, setup.model, RecogOptions(), CtcOptions(), search],
-    )
-    corpus_opts: CorpusOptions = groups[CorpusOptions]
-    model_opts: AedCtcOptions = groups[AedCtcOptions]
-    ctc_opts: CtcOptions = groups[CtcOptions]
-    opts: RecogOptions = groups[RecogOptions]
-    search_opts = groups[type(search)]
+    defaults = [setup.corpus, setup.model, RecogOptions(), CtcOptions(), external or ExternalModelOptions(), search]
+    groups, values = resolve_options(namespace, command_line_options(), [*defaults, *more_options])
+    corpus_opts, ctc_opts, search_opts = groups[CorpusOptions], groups[CtcOptions], groups[type(search)]
     corpus = open_corpus(
         setup.corpus_name, corpus_opts, parts=corpus_opts.recog_parts, prepare_command=setup.prepare_command
     )
-    checkpoint = values.get("load") or find_checkpoint(setup.train_run, opts.checkpoint)
+    vocab = corpus.vocab
+    checkpoint = values.get("load") or find_checkpoint(setup.train_run, groups[RecogOptions].checkpoint)
     if not os.path.isfile(checkpoint):
         raise OptionError(f"checkpoint {checkpoint} does not exist")
-    model_opts = _options_of_checkpoint(checkpoint, model_opts, defaults=setup.model, vocab=corpus.vocab)
+    model_opts = options_of_checkpoint(checkpoint, groups[AedCtcOptions], defaults=setup.model, vocab=vocab)
     groups[AedCtcOptions] = model_opts
-    _check_combination(model_opts, ctc_opts, search_opts)
+    models = open_external_models(groups[ExternalModelOptions], search_opts, asr=model_opts, vocab=vocab)
+    check_combination(model_opts, ctc_opts, search_opts, models)
+    return ForwardRun(
+        namespace=namespace,
+        corpus=corpus,
+        groups=groups,
+        returnn_values=values,
+        search_opts=search_opts,
+        external=models,
+        checkpoint=checkpoint,
+        data=_score_data(groups, models, num_classes=vocab.num_labels + 1),
+    )
+
+
+def _score_data(groups: dict[type, Any], external: ExternalModels, *, num_classes: int) -> ScoreData:
+    """:raises OptionError: a file is missing or wrong"""
+    from recog.inputs import ScoreData
+
+    ctc_opts: CtcOptions = groups[CtcOptions]
     log_prior = None
     if ctc_opts.prior_scale:
         from recog.prior import load_log_prior
 
         try:
-            log_prior = load_log_prior(ctc_opts.prior_file, num_classes=corpus.vocab.num_labels + 1)
+            log_prior = load_log_prior(ctc_opts.prior_file, num_classes=num_classes)
         except (OSError, ValueError) as exc:
             raise OptionError(str(exc)) from None
-    output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
-    make_output_dir(output_dir)
-    nbest_file = os.path.join(output_dir, "nbest.jsonl")
-    _stop_if_finished(nbest_file, checkpoint, asdicts(groups), overwrite=opts.overwrite)
-
-    def get_model(**_kwargs: Any) -> Any:
-        from rf_models.aed_ctc import AedCtcModel
-        from rf_models.checkpoint import check_checkpoint
-
-        model = AedCtcModel(model_opts, num_labels=corpus.vocab.num_labels, eos_index=corpus.vocab.eos_index)
-        try:
-            check_checkpoint(checkpoint, model)
-        except ValueError as exc:
-            raise OptionError(str(exc)) from None
-        return model
-
-    from recog.callback import RecogCallback
-    from recog.forward import make_forward_step, nbest_header
-
-    config = {
-        "backend": "torch",
-        "behavior_version": BEHAVIOR_VERSION,
-        "task": "forward",
-        "extern_data": corpus.extern_data(),
-        "forward_data": corpus.forward_dataset(corpus_opts.recog_parts),
-        "get_model": get_model,
-        "load": checkpoint,
-        "forward_step": make_forward_step(search_opts, ctc_opts, log_prior=log_prior),
-        "forward_callback": RecogCallback(
-            nbest_file,
-            header=nbest_header(search_opts, ctc_opts, options=asdicts(groups), vocab=corpus.vocab.describe()),
-            vocab=corpus.vocab,
-            num_seqs=corpus.num_seqs(corpus_opts.recog_parts),
-            returnn_search_output=opts.returnn_search_output,
-        ),
-        "forward_auto_split_batch_on_oom": True,
-        "batch_size": {"data": opts.batch_size},
-        "max_seqs": opts.max_seqs,
-        "torch_dataloader_opts": {"num_workers": min(1, corpus_opts.num_workers)},
-        **log_config(output_dir),
-    }
-    config.update(returnn_keys(values))
-    return config
+    return ScoreData(log_prior=log_prior, ilm_type=external.ilm_type)
 
 
-def _options_of_checkpoint(
-    checkpoint: str, model_opts: AedCtcOptions, *, defaults: AedCtcOptions, vocab: Vocab
-) -> AedCtcOptions:
+def recognition_run(
+    namespace: dict[str, Any],
+    setup: Setup,
+    search: GreedyOptions | LabelSyncOptions | TimeSyncOptions,
+    external: ExternalModelOptions | None = None,
+) -> dict[str, Any]:
     """
-    :param checkpoint:
-    :param model_opts: of this run
-    :param defaults: what they are if the user says nothing
-    :param vocab:
-    :return: what the checkpoint says of its model; ``model_opts`` if it says nothing
-    :raises OptionError: it is another kind of model, has other labels, or the user wants something else
+    All arguments as in :func:`open_forward_run`.
+
+    :return: RETURNN's config: task forward, which writes an n-best file
     """
-    try:
-        info = read_model_info(checkpoint)
-    except ValueError as exc:
-        raise OptionError(str(exc)) from None
-    if info is None:
-        return model_opts
-    if info.kind != "aed_ctc":
-        raise OptionError(f"{checkpoint} holds a model of the kind {info.kind}, but this run needs aed_ctc")
-    if (info.num_labels, info.eos_index) != (vocab.num_labels, vocab.eos_index):
-        raise OptionError(
-            f"{checkpoint} was trained with another vocabulary: it has {info.num_labels} labels (EOS is"
-            f" {info.eos_index}), but {vocab.name} has {vocab.num_labels} (EOS is {vocab.eos_index});"
-            " choose the right one with ++vocab"
-        )
-    found = info.model_options()
-    for option in fields(AedCtcOptions):
-        mine, its = getattr(model_opts, option.name), getattr(found, option.name)
-        if mine != getattr(defaults, option.name) and mine != its:
-            raise OptionError(
-                f"{option.name} = {mine!r}, but the model in {checkpoint} has {its!r}: leave this option out,"
-                " recognition takes what the checkpoint says"
-            )
-    return found
+    from recog.forward import make_forward_step
+
+    run = open_forward_run(namespace, setup, search, external)
+    return run.returnn_config(forward_step=make_forward_step(run.search_opts, run.ctc_opts, data=run.data))
 
 
-def _check_combination(model_opts: AedCtcOptions, ctc_opts: CtcOptions, search_opts: Any) -> None:
-    """:raises OptionError: a score is wanted that this model does not have"""
-    needs_ctc = not isinstance(search_opts, LabelSyncOptions) or search_opts.ctc_scale
-    if needs_ctc and not model_opts.ctc_layers:
-        raise OptionError("this search needs a CTC head, but the model has none (ctc_layers is empty)")
-    if ctc_opts.ctc_layer is not None and ctc_opts.ctc_layer not in model_opts.ctc_layers:
-        raise OptionError(
-            f"ctc_layer = {ctc_opts.ctc_layer}: the model has CTC heads on the layers {model_opts.ctc_layers} only"
-        )
-    if isinstance(search_opts, GreedyOptions):
-        if ctc_opts.prior_scale and ctc_opts.prior_type == "label":
-            raise OptionError('prior_type = "label" has no meaning in greedy search: use "frame"')
-        return
-    if search_opts.att_scale and not model_opts.with_decoder:
-        raise OptionError(f"att_scale = {search_opts.att_scale}, but the model has no decoder (with_decoder False)")
-    for name in ("lm_scale", "ilm_scale"):
-        if getattr(search_opts, name):
-            raise OptionError(f"{name} = {getattr(search_opts, name)}, but recognition configs have no such model yet")
-
-
-def find_checkpoint(train_run: str, which: str) -> str:
-    """
-    :param train_run: name of the training config
-    :param which: "last", "average" or a file
-    :return: file name
-    :raises OptionError: there is none
-    """
-    folder = os.path.join("output", train_run, "models")
-    if which == "average":
-        filename = os.path.join(folder, "average.pt")
-        if os.path.isfile(filename):
-            return filename
-        raise OptionError(f"no {filename}: make it with python tools/average_checkpoints.py {folder}")
-    if which != "last":
-        return which
-    checkpoints = sorted(glob.glob(os.path.join(folder, "epoch.*[0-9].pt")))
-    if checkpoints:
-        return checkpoints[-1]
-    raise OptionError(
-        f"no checkpoint in {os.path.abspath(folder)}. Train with\n  rnn.py configs/{train_run}.config\n"
-        "or give a checkpoint with ++load FILE."
-    )
-
-
-def _stop_if_finished(nbest_file: str, checkpoint: str, options: dict[str, Any], *, overwrite: bool) -> None:
+def _stop_if_finished(nbest_file: str, files: dict[str, str], options: dict[str, Any], *, overwrite: bool) -> None:
     """
     Records the options beside the n-best file. If the same run has finished before, says so and ends the process.
 
+    :param nbest_file:
+    :param files: that the results depend on
+    :param options: of the run
+    :param overwrite:
     :raises OptionError: if another run has finished in this folder
     """
-    stat = os.stat(checkpoint)
-    record = {**options, "checkpoint": os.path.abspath(checkpoint), "checkpoint_size": stat.st_size}
-    record["checkpoint_time"] = stat.st_mtime
+    record = dict(options)
+    for name, filename in files.items():
+        stat = os.stat(filename)
+        record |= {name: os.path.abspath(filename), f"{name}_size": stat.st_size, f"{name}_time": stat.st_mtime}
     record = json.loads(json.dumps(record))
     record_file = os.path.join(os.path.dirname(nbest_file), "options.json")
     if os.path.isfile(nbest_file) and not overwrite:

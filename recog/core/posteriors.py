@@ -41,6 +41,7 @@ def prepare_ctc_log_probs(
     log_prior: Tensor | None = None,
     prior_scale: float = 0.0,
     prior_type: Literal["frame", "label"] = "frame",
+    merge_prior: bool = True,
     soft_collapse_threshold: float | None = None,
     blank_collapse_threshold: float | None = None,
 ) -> CtcPosteriors:
@@ -52,6 +53,8 @@ def prepare_ctc_log_probs(
     :param log_prior: [V+1] natural log
     :param prior_scale:
     :param prior_type:
+    :param merge_prior: with ``eos = "merge"``, whether the prior of EOS is merged into that of blank, as the posterior
+        is. The original recipes did not.
     :param soft_collapse_threshold: None: off
     :param blank_collapse_threshold: None: off
     """
@@ -66,7 +69,7 @@ def prepare_ctc_log_probs(
         log_prior = log_prior.to(log_probs)
     if eos == "merge":
         log_probs = merge_eos_into_blank(log_probs, eos_index=eos_index)
-        if log_prior is not None:
+        if log_prior is not None and merge_prior:
             log_prior = merge_eos_into_blank(log_prior, eos_index=eos_index)
     label_log_prior = None
     if log_prior is not None and prior_scale:

@@ -24,8 +24,9 @@ State = Any
 class Growing:
     """A history of different length per row, such as the keys of a Transformer's self-attention."""
 
-    data: Tensor  # [N, L, ...], anything behind the end
+    data: Tensor  # [N, L, ...], anything (finite) behind the end
     lengths: Tensor  # [N] int64
+    max_length: int  # no length is greater. Known without asking the device; L can be more, to have room
 
 
 class LabelScorer(abc.ABC):
@@ -73,14 +74,15 @@ def write_rows(state: State, index: Tensor, rows: State) -> State:
     :return: the state with these rows overwritten
     """
     if isinstance(state, Growing):
-        have, want = state.data.shape[1], rows.data.shape[1]
+        have, want = state.data.shape[1], rows.max_length
         if want > have:
             # Room for twice as much, so that the history is not copied at each label.
             grown = state.data.new_zeros((state.data.shape[0], max(want, 2 * have), *state.data.shape[2:]))
             grown[:, :have] = state.data
             state.data = grown
-        state.data[index, :want] = rows.data
+        state.data[index, :want] = rows.data[:, :want]
         state.lengths[index] = rows.lengths
+        state.max_length = max(state.max_length, want)
         return state
     if isinstance(state, dict):
         return {key: write_rows(value, index, rows[key]) for key, value in state.items()}
@@ -92,8 +94,9 @@ def write_rows(state: State, index: Tensor, rows: State) -> State:
 def _map(state: State, func: Any) -> State:
     """:return: state with func applied to all tensors"""
     if isinstance(state, Growing):
-        lengths = func(state.lengths)
-        return Growing(data=func(state.data), lengths=lengths)
+        return Growing(
+            data=func(state.data[:, : state.max_length]), lengths=func(state.lengths), max_length=state.max_length
+        )
     if isinstance(state, dict):
         return {key: _map(value, func) for key, value in state.items()}
     if isinstance(state, (list, tuple)):

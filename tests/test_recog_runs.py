@@ -1,0 +1,110 @@
+"""Recognition configs with external models, run by rnn.py as users do, and the messages for wrong combinations."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from tiny_setup import TinySetup, make_tiny_setup
+
+from recog.nbest import audit, load_nbest
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory) -> TinySetup:
+    return make_tiny_setup(str(tmp_path_factory.mktemp("tiny")))
+
+
+def nbest_of(setup, config):
+    filename = os.path.join(setup.folder, "output", config.removesuffix(".config"), "nbest.jsonl")
+    header, utterances = load_nbest(filename)
+    assert len(utterances) == 5 and all(utt.hyps for utt in utterances)
+    assert not audit(header, utterances)
+    return header, {utt.seq_tag: utt for utt in utterances}
+
+
+def test_label_sync_with_all_models(setup):
+    """LM, Mini-LSTM ILM, and CTC of another checkpoint whose encoder has another frame rate."""
+    config = "demo_recog_labelsync_lm.config"
+    done = setup.run(
+        *(config, "++lm_checkpoint", setup.checkpoints["transformer_lm"], "++max_len_ratio", 0.5),
+        *("++ilm_checkpoint", setup.checkpoints["mini_ilm"], "++ilm_scale", 0.2),
+        *("++ctc_checkpoint", setup.checkpoints["second_aed"]),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    header, _ = nbest_of(setup, config)
+    assert header.scales == {"att": 0.7, "ctc": 0.3, "lm": 0.3, "ilm": -0.2}
+    assert header.options["ctc_checkpoint"] == setup.checkpoints["second_aed"]
+
+
+def test_time_sync_with_language_model(setup):
+    """LSTM LM, average-context ILM without EOS, no decoder's score at all: CTC, LM and ILM."""
+    config = "demo_recog_timesync_lm.config"
+    done = setup.run(
+        *(config, "++lm_checkpoint", setup.checkpoints["lstm_lm"], "++att_scale", 0, "++ctc_scale", 1),
+        *("++ilm_type", "avg", "++ilm_scale", 0.2, "++ilm_eos", False),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    header, _ = nbest_of(setup, config)
+    assert header.scales == {"ctc": 1.0, "lm": 0.3, "ilm": -0.2}
+
+
+def options_error(setup, monkeypatch, tmp_path, search, **options):
+    """:return: message that the run ends with before it begins"""
+    from configs.base import demo, recog
+    from configs.base.options import OptionError
+
+    command_line = {"data_dir": setup.data_dir, "vocab": "spm_unigram_40", "recog_parts": "dev"}
+    command_line |= {"load": setup.checkpoints["aed"], "output_dir": str(tmp_path)}
+    command_line |= {name: str(value) for name, value in options.items()}
+    monkeypatch.setattr(recog, "command_line_options", lambda: command_line)
+    with pytest.raises(OptionError) as info:
+        recog.recognition_run({"__file__": "x.config"}, demo.setup, search)
+    return str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lm_scale": 0.3}, "lm_scale = 0.3, but there is no such model: give lm_checkpoint"),
+        ({"lm_checkpoint": "lstm_lm"}, "lm_scale = 0, so it would have no effect: give ++lm_scale"),
+        ({"lm_scale": 0.3, "lm_checkpoint": "mini_ilm"}, "holds a model of the kind mini_lstm_ilm, but an external"),
+        ({"lm_scale": 0.3, "lm_checkpoint": "aed"}, "must be lstm_lm or transformer_lm"),
+        ({"lm_scale": 0.3, "lm_checkpoint": "nowhere"}, "no such checkpoint"),
+        ({"lm_scale": 0.3, "lm_checkpoint": "other_vocab"}, "was trained with another vocabulary: it has 77 labels"),
+        ({"ilm_scale": 0.3}, "ilm_scale = 0.3, but there is no such model: give ilm_type or ilm_checkpoint"),
+        ({"ilm_type": "zero"}, "ilm_type or ilm_checkpoint = zero, but ilm_scale = 0"),
+        ({"ilm_scale": 0.3, "ilm_type": "density_ratio"}, 'ilm_type = "density_ratio" needs ilm_checkpoint'),
+        ({"ilm_scale": 0.3, "ilm_type": "zero", "ilm_checkpoint": "mini_ilm"}, "has no use for it"),
+        ({"ilm_scale": 0.3, "ilm_type": "density_ratio", "ilm_checkpoint": "mini_ilm"}, "ilm_type density_ratio must"),
+        ({"ilm_scale": 0.3, "ilm_type": "mini"}, "ilm_type = 'mini': expected mini_lstm or zero or avg"),
+        ({"ctc_scale": 0.3, "ctc_checkpoint": "lstm_lm"}, "holds a model of the kind lstm_lm, but CTC scores must"),
+        ({"ctc_checkpoint": "second_aed"}, "ctc_checkpoint is given, but ctc_scale = 0"),
+        ({"ctc_scale": 0.3, "ctc_checkpoint": "second_aed", "ctc_layer": 2}, "ctc_layer = 2: the model has CTC heads"),
+        ({"lm_checkpont": "x"}, "unknown option 'lm_checkpont'; did you mean lm_checkpoint"),
+    ],
+)
+def test_wrong_combinations_are_refused_at_once(setup, monkeypatch, tmp_path, options, message):
+    from tiny_models import LSTM_LM, save_model
+
+    from recog.options import LabelSyncOptions
+
+    files = dict(setup.checkpoints)
+    if "other_vocab" in options.values():
+        files["other_vocab"] = save_model(str(tmp_path / "other_vocab.pt"), LSTM_LM, num_labels=77)
+    options = {name: files.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
+    assert message in options_error(setup, monkeypatch, tmp_path, LabelSyncOptions(), **options)
+
+
+def test_checkpoint_that_does_not_say_what_it_is(setup, monkeypatch, tmp_path):
+    import torch
+
+    from recog.options import LabelSyncOptions
+
+    content = torch.load(setup.checkpoints["lstm_lm"], weights_only=True)
+    del content["model_info"]
+    torch.save(content, tmp_path / "lm.pt")
+    message = options_error(
+        setup, monkeypatch, tmp_path, LabelSyncOptions(), lm_scale=0.3, lm_checkpoint=tmp_path / "lm.pt"
+    )
+    assert "does not say what model it holds" in message

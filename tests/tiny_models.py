@@ -1,0 +1,90 @@
+"""Small models with random parameters (large enough that their distributions differ from label to label)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+
+import returnn.frontend as rf
+import torch
+from returnn.tensor import Dim, Tensor, batch_dim
+
+from rf_models.aed_ctc import AedCtcModel
+from rf_models.checkpoint import ModelInfo, build_model
+from rf_models.lm_options import LstmLmOptions, MiniLstmIlmOptions, TransformerLmOptions
+from rf_models.options import AedCtcOptions
+
+KINDS = {
+    AedCtcOptions: "aed_ctc",
+    LstmLmOptions: "lstm_lm",
+    TransformerLmOptions: "transformer_lm",
+    MiniLstmIlmOptions: "mini_lstm_ilm",
+}
+AED = AedCtcOptions(
+    enc_num_layers=1,
+    enc_dim=16,
+    enc_ff_dim=16,
+    enc_num_heads=2,
+    enc_conv_kernel_size=4,
+    enc_frontend_channels=(4, 4, 4),
+    ctc_layers=(1,),
+    dec_embed_dim=12,
+    dec_lstm_dim=20,
+    dec_att_dim=24,
+    dec_readout_dim=18,
+)
+LSTM_LM = LstmLmOptions(num_layers=2, embed_dim=8, lstm_dim=14)
+TRANSFORMER_LM = TransformerLmOptions(num_layers=2, embed_dim=8, model_dim=12, ff_dim=16, num_heads=2, att_dim=12)
+MINI_ILM = MiniLstmIlmOptions(mini_lstm_dim=5, enc_dim=16, dec_embed_dim=12, dec_lstm_dim=20, dec_readout_dim=18)
+
+
+def randomise(model: rf.Module, seed: int, std: float = 0.4) -> None:
+    """Random values for all parameters that are trained."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, param in model.named_parameters():
+        if not param.auxiliary:
+            raw = param.raw_tensor
+            raw.data.copy_(torch.randn(raw.shape, generator=generator) * std)
+
+
+def make_model(opts, *, num_labels: int, eos_index: int = 0, seed: int = 1, std: float = 0.4) -> rf.Module:
+    """:return: random model in evaluation mode"""
+    rf.select_backend_torch()
+    info = ModelInfo(KINDS[type(opts)], asdict(opts), num_labels, eos_index)
+    model = build_model(info)
+    randomise(model, seed, std)
+    rf.init_forward_step_run_ctx(step=0, epoch=1)
+    return model
+
+
+def save_model(filename: str, opts, *, num_labels: int, eos_index: int = 0, seed: int = 1) -> str:
+    """:return: filename of a checkpoint as the converter writes it"""
+    from returnn.torch.frontend.bridge import rf_module_to_pt_module
+
+    model = make_model(opts, num_labels=num_labels, eos_index=eos_index, seed=seed)
+    os.makedirs(os.path.dirname(filename), exist_ok=True)
+    info = ModelInfo(KINDS[type(opts)], asdict(opts), num_labels, eos_index).as_dict()
+    state = rf_module_to_pt_module(model).state_dict()
+    torch.save({"model": state, "epoch": 1, "step": 1, "model_info": info}, filename)
+    return filename
+
+
+def audio_batch(seconds: list[float], *, seed: int = 0, padding: float = 0.0) -> tuple[Tensor, Dim]:
+    """
+    :param seconds: of each utterance; utterance i has the same audio in any batch with the same seed and duration
+    :param padding: more seconds behind the longest
+    :return: {batch, time} noise, time
+    """
+    samples = [round(s * 16_000) for s in seconds]
+    lengths = Tensor("lengths", dims=[batch_dim], dtype="int32", raw_tensor=torch.tensor(samples, dtype=torch.int32))
+    time_dim = Dim(lengths, name="time")
+    raw = torch.zeros(len(samples), max(samples) + round(padding * 16_000))
+    for row, n in zip(raw, samples, strict=True):
+        row[:n] = torch.randn(n, generator=torch.Generator().manual_seed(seed + n)) * 0.1
+    batch_dim.reset_eager()
+    return Tensor("audio", dims=[batch_dim, time_dim], dtype="float32", raw_tensor=raw), time_dim
+
+
+def is_aed(model: rf.Module) -> bool:
+    """:return: whether it is an ASR model"""
+    return isinstance(model, AedCtcModel)
