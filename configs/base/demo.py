@@ -25,12 +25,14 @@ setup = Setup(
         train_seq_ordering="laplace:.100",
     ),
     model=AedCtcOptions(
+        num_mel_filters=40,  # half of the filters and narrow convolutions: the frontend would be half of the work
         enc_num_layers=3,
         enc_dim=128,
         enc_ff_dim=512,
         enc_num_heads=4,
-        enc_conv_kernel_size=16,
-        enc_frontend_time_strides=(3, 2, 1),  # early stride: the convolutions cost a third
+        enc_conv_kernel_size=15,
+        enc_frontend_channels=(16, 32, 32),
+        enc_frontend_time_strides=(3, 2, 1),  # early stride, for the same reason
         ctc_layers=(3,),
         dec_embed_dim=64,
         dec_lstm_dim=192,
@@ -40,7 +42,13 @@ setup = Setup(
     ),
     losses=AedCtcTrainOptions(specaugment_steps=(300, 600, 1200), specaugment_max_consecutive_spatial_dims=10),
     training=TrainOptions(
-        num_epochs=12, batch_size=40 * 16_000, max_seqs=64, peak_learning_rate=2e-3, weight_decay=1e-4, keep_last_n=3
+        num_epochs=9,
+        batch_size=40 * 16_000,
+        max_seqs=64,
+        peak_learning_rate=2e-3,
+        lr_positions=(0.0, 0.3, 0.95, 1.0),
+        weight_decay=1e-4,
+        keep_last_n=3,
     ),
 )
 
