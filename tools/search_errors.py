@@ -1,0 +1,261 @@
+#!/usr/bin/env python3
+"""
+Search errors: how often does the reference score better than what the search found?
+
+Reads pairs of n-best files: the recognition, and forced scores of the references with the same models, scales and
+search options. Each utterance is correct, a search error (the reference scores better: the search missed it), or a
+model error (the reference scores worse: no search helps). The audit compares the scores of hypotheses that are in both
+files: forced to its own labels, a hypothesis must get its own score.
+
+  python tools/search_errors.py output/demo_recog_labelsync/nbest.jsonl output/demo_forced_labelsync/nbest.jsonl
+  python tools/search_errors.py RECOG1 FORCED1 RECOG2 FORCED2 --parts dev --list 10 --json errors.json
+  python tools/search_errors.py --beams 1,2,4,8,16,32,64 configs/demo_recog_labelsync.config --parts dev \\
+      --forced output/demo_forced_labelsync/nbest.jsonl --plot beams.png ++ctc_scale 0.3
+
+--beams runs the search with each beam size (a run that has finished before is not repeated) and gives WER, search
+errors and real-time factor over the beam size, as table and plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from recog.analysis.beam_curve import beam_curve, plot_beam_curve
+from recog.analysis.runs import AnalysisError, Run, load_run, select_parts
+from recog.analysis.search_errors import Audit, SearchErrors, audit_forced_scores, count_search_errors
+from recog.nbest import NBestFormatError, open_text_for_writing
+from recog.text import DEFAULT_NORMALISER
+from recog.vocab import load_vocab
+from recog.wer import align_words, format_alignment, format_table, run_name
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    :param argv: command line without the program; None: of this process
+    :return: exit code
+    """
+    args = _parse_args(argv)
+    try:
+        for option in ("json", "plot"):
+            filename = getattr(args, option)
+            if filename and filename.removesuffix(".gz").endswith(".jsonl"):
+                raise AnalysisError(f"--{option} {filename}: that is the name of an n-best file")
+        labels_of = load_vocab(args.vocab).text_to_labels if args.vocab else None
+        record = _beams(args, labels_of) if args.beams else _pairs(args, labels_of)
+        if args.json:
+            with open_text_for_writing(args.json) as file:
+                json.dump(record, file, indent=2, allow_nan=False)
+                file.write("\n")
+    except OSError as exc:
+        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
+        return 1
+    except (ValueError, NBestFormatError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse_args(argv: list[str] | None) -> argparse.Namespace:
+    argv = sys.argv[1:] if argv is None else argv
+    first = next((i for i, word in enumerate(argv) if word.startswith("++")), len(argv))
+    argv, overrides = argv[:first], argv[first:]
+    summary, _, epilog = __doc__.strip().partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="RECOG FORCED [RECOG FORCED ...]; with --beams: CONFIG"
+    )
+    parser.add_argument("--parts", type=_words, metavar="P,P", help="parts of the corpus (default: all)")
+    parser.add_argument("--list", type=int, default=0, metavar="N", help="print the N worst search errors")
+    parser.add_argument(
+        "--vocab", metavar="FILE", help="description of the vocabulary (vocab/<name>.json of the corpus)"
+    )
+    parser.add_argument(
+        "--best-segmentation",
+        action="store_true",
+        help="the reference scores what its best segmentation in the file scores, instead of the canonical one",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers, with every utterance")
+    beams = parser.add_argument_group("over the beam size")
+    beams.add_argument("--beams", type=_numbers, metavar="N,N", help="beam sizes. ++ options at the end go to rnn.py")
+    beams.add_argument("--forced", metavar="FILE", help="forced scores of the references (one file: no beam in it)")
+    beams.add_argument("--plot", metavar="FILE", help="write the curves as picture (.png, .svg, .pdf)")
+    beams.add_argument("--output-dir", metavar="DIR", help="of the runs (default: output/<config name>_beams)")
+    args = parser.parse_args(argv)
+    args.overrides = overrides
+    if args.beams:
+        if len(args.files) != 1:
+            parser.error("--beams needs one config")
+    else:
+        if len(args.files) % 2:
+            parser.error("expected pairs of files: recognition, forced scores")
+        for option in ("forced", "plot", "output_dir"):
+            if getattr(args, option):
+                parser.error(f"--{option.replace('_', '-')} goes with --beams")
+        if overrides:
+            parser.error(f"{overrides[0]}: options of a search go with --beams")
+    return args
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    sizes = sorted({int(word) for word in _words(text)})
+    if not sizes or sizes[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected beam sizes >= 1")
+    return sizes
+
+
+def _load(file: str, args: argparse.Namespace, name: str | None = None) -> Run:
+    run = load_run(file, name=name)
+    return select_parts(run, args.parts) if args.parts else run
+
+
+# ---- pairs of files
+
+
+def _pairs(args: argparse.Namespace, labels_of: Callable[[str], Sequence[int]] | None) -> dict[str, Any]:
+    """:return: for JSON"""
+    names = [run_name(file) for file in args.files[::2]]
+    rows, audit_rows, records, listings = [], [], [], []
+    for recog_file, forced_file, name in zip(args.files[::2], args.files[1::2], names, strict=True):
+        run = _load(recog_file, args, name if names.count(name) == 1 else recog_file)
+        forced = load_run(forced_file)
+        errors = count_search_errors(run, forced, labels_of=labels_of, best_segmentation=args.best_segmentation)
+        audit = audit_forced_scores(run, forced)
+        rows.append(_row(run, errors))
+        audit_rows.append(_audit_row(run, audit))
+        listings.append((run, errors, audit))
+        records.append(
+            {
+                "run": run.name,
+                "file": run.file,
+                "forced_file": forced_file,
+                "search": run.header.search,
+                "scales": run.header.scales,
+                "parts": run.parts,
+                "best_segmentation": args.best_segmentation,
+                **errors.as_dict(),
+                "audit": vars(audit),
+            }
+        )
+    header = ["run", "search", "utts", "WER %", "search err %", "model err %", "tie %", "impossible %", "correct %"]
+    print(format_table([*header, "WER % without s.e."], rows, num_text_columns=2, markdown=args.markdown), end="\n\n")
+    header = ["audit: run", "hyps in both", "other score", "largest gap"]
+    print(format_table(header, audit_rows, num_text_columns=1, markdown=args.markdown))
+    for run, errors, audit in listings:
+        _print_details(run, errors, audit, args)
+    return {"format": 1, "pairs": records}
+
+
+def _row(run: Run, errors: SearchErrors) -> list[str]:
+    def percent(kind: Any) -> str:
+        return f"{errors.percent(kind):.2f}"
+
+    correct = errors.percent("correct") + errors.percent("segmentation")
+    wers = ["-" if wer is None else f"{wer:.2f}" for wer in (errors.wer, errors.wer_without_search_errors)]
+    kinds = [percent(kind) for kind in ("search_error", "model_error", "tie", "impossible")]
+    return [run.name, run.header.search, str(errors.num_utts), wers[0], *kinds, f"{correct:.2f}", wers[1]]
+
+
+def _audit_row(run: Run, audit: Audit) -> list[str]:
+    return [run.name, str(audit.num_hyps), str(audit.num_different), f"{audit.max_gap:.2g}"]
+
+
+def _print_details(run: Run, errors: SearchErrors, audit: Audit, args: argparse.Namespace) -> None:
+    notes = []
+    if not audit.num_hyps:
+        notes.append("no hypothesis is in both files: the scores could not be audited")
+    if audit.num_different:
+        what = f"{audit.num_different} hypotheses get another score when forced ({audit.num_first_higher} a higher one)"
+        if run.header.search == "time_sync" and audit.num_first_higher == audit.num_different:
+            what += ": alignments were pruned (a larger beam, or ++exact_ctc True, closes the gap)"
+        else:
+            what += ": are these the same models and options?"
+        notes.append(f"{what}. {'; '.join(audit.examples[:2])}")
+    segmentation = errors.count("segmentation")
+    if segmentation:
+        notes.append(f"{segmentation} hypotheses have the words of the reference in other labels (counted as correct)")
+    silent = sum(utt.search_error and not utt.word_errors for utt in errors.utterances)
+    if silent:
+        notes.append(f"{silent} of the search errors have no word error (other segmentation)")
+    for kind, parts in errors.component_means().items():
+        gaps = ", ".join(f"{name} {value:+.3f}" for name, value in parts.items())
+        notes.append(f"mean gap (reference - hypothesis, scaled) in a {kind.replace('_', ' ')}: {gaps}")
+    if notes:
+        print(f"\n{run.name}:")
+    for note in notes:
+        print(f"  {note}")
+    for utt in [utt for utt in errors.utterances if utt.search_error][: args.list]:
+        gap = "no hypothesis" if utt.gap is None else f"gap {utt.gap:.4f}"
+        parts = ", ".join(f"{name} {value:+.3f}" for name, value in utt.component_gaps.items())
+        place = "not in the n-best list" if utt.rank is None else f"place {utt.rank} of the n-best list"
+        print(f"\n{utt.seq_tag}: {gap} ({parts}); reference {place}")
+        pairs = align_words(DEFAULT_NORMALISER.words(utt.ref), DEFAULT_NORMALISER.words(utt.hyp))
+        print(format_alignment(pairs))
+
+
+# ---- over the beam size
+
+
+def _beams(args: argparse.Namespace, labels_of: Callable[[str], Sequence[int]] | None) -> dict[str, Any]:
+    """:return: for JSON"""
+    config = args.files[0]
+    if not os.path.isfile(config):
+        raise AnalysisError(f"{config} does not exist")
+    forced = load_run(args.forced) if args.forced else None
+    name = os.path.splitext(os.path.basename(config))[0]
+    folder = args.output_dir or os.path.join("output", f"{name}_beams")
+    overrides = [*args.overrides, *(["++recog_parts", ",".join(args.parts)] if args.parts else [])]
+    runs = {}
+    for size in args.beams:
+        output_dir = os.path.join(folder, f"beam{size}")
+        command = [config, *overrides, "++beam_size", str(size), "++output_dir", output_dir]
+        print("+ rnn.py " + " ".join(command), flush=True)
+        exit_code = subprocess.run([sys.executable, "-m", "returnn", *command]).returncode
+        if exit_code:
+            raise AnalysisError(f"the search failed with exit code {exit_code}; its log is {output_dir}/returnn.log")
+        runs[size] = _load(os.path.join(output_dir, "nbest.jsonl"), args, f"beam {size}")
+    points = beam_curve(runs, forced=forced, labels_of=labels_of, best_segmentation=args.best_segmentation)
+    rows = []
+    for point in points:
+        values = [point.wer, point.search_errors, point.worse_than_best_known, point.model_errors]
+        cells = ["-" if value is None else f"{value:.2f}" for value in values]
+        rtf = "-" if point.real_time_factor is None else f"{point.real_time_factor:.4f}"
+        rows.append([str(point.beam_size), *cells, rtf])
+    header = ["beam", "WER %", "search err %", "any better %", "model err %", "RTF"]
+    print("\n" + format_table(header, rows, num_text_columns=0, markdown=args.markdown))
+    print(
+        f"{name}, {points[0].num_utts} utterances. Search err: the reference scores better. Any better: the"
+        " reference or what another beam size found does. RTF: encoder and search, on this machine."
+    )
+    if args.plot:
+        plot_beam_curve(points, args.plot, title=f"{name}, {points[0].num_utts} utterances")
+        print(f"Plot: {args.plot}")
+    return {
+        "format": 1,
+        "config": config,
+        "overrides": overrides,
+        "forced_file": args.forced,
+        "search": runs[args.beams[0]].header.search,
+        "parts": runs[args.beams[0]].parts,
+        "points": [point.as_dict() for point in points],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
