@@ -124,13 +124,18 @@ def _check_type(value: Any, annotation: Any, *, name: str) -> Any:
 
 
 def resolve_options(
-    namespace: dict[str, Any], command_line: Mapping[str, str], groups: Iterable[Any]
+    namespace: dict[str, Any],
+    command_line: Mapping[str, str],
+    groups: Iterable[Any],
+    *,
+    presets: Mapping[str, Any] | None = None,
 ) -> tuple[dict[type, Any], dict[str, Any]]:
     """
     :param namespace: globals of the config file. The variables that are options are removed from it: RETURNN would
         evaluate their command line value a second time.
     :param command_line: ``++`` options as texts
     :param groups: instances of frozen dataclasses with the defaults of this run
+    :param presets: values that replace defaults of the groups, but not what config file and command line say
     :return: the same groups with the values of config and command line, by class; RETURNN's own keys that were set
     :raises OptionError: unknown name, wrong type or value
     """
@@ -161,6 +166,8 @@ def resolve_options(
             )
             raise OptionError(f"{where}: unknown option {name!r}; {hint}")
 
+    for name, value in (presets or {}).items():
+        _set(name, value, _check_type, "preset")
     for name in [n for n in namespace if not n.startswith("_") and n != "config"]:
         value = namespace[name]
         if isinstance(value, types.ModuleType) or callable(value):

@@ -23,6 +23,7 @@ from .models import (
     options_of_checkpoint,
 )
 from .options import OptionError, resolve_options
+from .recipes import RecipeOptions, check_models, chosen_row, row_options
 from .run import (
     BEHAVIOR_VERSION,
     Setup,
@@ -163,7 +164,16 @@ def open_forward_run(
     """
     # The options of the model are those of the checkpoint; they can be given for one that does not say what it is.
     defaults = [setup.corpus, setup.model, RecogOptions(), CtcOptions(), external or ExternalModelOptions(), search]
-    groups, values = resolve_options(namespace, command_line_options(), [*defaults, *more_options])
+    command_line = command_line_options()
+    row = chosen_row(namespace, command_line, corpus=setup.corpus_name)
+    groups, values = resolve_options(
+        namespace,
+        command_line,
+        [RecipeOptions(), *defaults, *more_options],
+        presets=row and row_options(row, type(search)),
+    )
+    if row:
+        check_models(row, groups[type(search)], groups[ExternalModelOptions])
     corpus_opts, ctc_opts, search_opts = groups[CorpusOptions], groups[CtcOptions], groups[type(search)]
     corpus = open_corpus(
         setup.corpus_name, corpus_opts, parts=corpus_opts.recog_parts, prepare_command=setup.prepare_command
