@@ -101,6 +101,13 @@ def returnn_keys(values: dict[str, Any]) -> dict[str, Any]:
             )
     elif num_ranks > 1:
         res["torch_distributed"] = dict(DISTRIBUTED_GRADIENTS)
+    if "torch_distributed" in res:
+        import torch
+
+        if not torch.cuda.is_available():
+            # torch's default wants NCCL, which builds for CPUs do not have; RETURNN wants to hear that a CPU is meant.
+            res["torch_distributed"].setdefault("backend", "gloo")
+            res["device"] = values.get("device", "cpu")
     return res
 
 

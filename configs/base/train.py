@@ -130,7 +130,8 @@ def training_config(
 
     def dynamic_learning_rate(*, epoch: int, epoch_continuous: float | None = None, **_kwargs: Any) -> float:
         position = epoch - 1 if epoch_continuous is None else epoch_continuous
-        progress.update(position / opts.num_epochs, f"sub-epoch {epoch} of {opts.num_epochs}")
+        if os.environ.get("RANK", "0") == "0":  # one of the processes under torchrun
+            progress.update(position / opts.num_epochs, f"sub-epoch {epoch} of {opts.num_epochs}")
         return opts.learning_rate_at(position)
 
     config = {

@@ -1,0 +1,59 @@
+"""The demo's commands (those of README and Makefile) on a small demo corpus, and training with two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+
+import pytest
+from runs import REPO, SMALL_TRAINING, config_file, run_command, run_config, run_tool
+
+from recog.nbest import load_nbest
+
+TRAIN = {**SMALL_TRAINING, "num_epochs": 2, "batch_size": 1_000_000}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """:return: folder with the corpus"""
+    folder = tmp_path_factory.mktemp("demo")
+    sizes = ("--num-train", "120", "--num-eval", "8", "--num-lm", "100")
+    run_tool("make_demo_corpus", "data/demo/source", *sizes, cwd=folder)
+    args = ("--corpus", "demo", "--vocab", "spm_unigram_80", "--lm-text", "data/demo/source/lm.txt")
+    run_tool("prepare_librispeech", "data/demo/source", "data/demo", *args, cwd=folder)
+    return folder
+
+
+def test_chain(folder):
+    run_config("demo_train", folder, **TRAIN)
+    for search in ("ctc", "labelsync", "timesync"):
+        run_config(f"demo_recog_{search}", folder, num_workers=0)
+        _, utterances = load_nbest(str(folder / "output" / f"demo_recog_{search}" / "nbest.jsonl"))
+        assert len(utterances) == 16
+
+
+def test_makefile_is_these_commands():
+    """What ``make demo`` runs is what the README tells a user to type."""
+    with open(os.path.join(REPO, "Makefile"), encoding="utf8") as file:
+        makefile = file.read()
+    with open(os.path.join(REPO, "README.md"), encoding="utf8") as file:
+        readme = file.read()
+    commands = re.findall(r"^\t\$\(BIN\)/(?:python )?((?:rnn\.py configs/demo|tools/).*)$", makefile, re.MULTILINE)
+    assert len(commands) >= 7
+    for command in commands:
+        command = command.replace("$(DEMO_DATA)", "data/demo")
+        assert command in readme, f"README.md does not explain: {command}"
+
+
+def test_two_processes(folder):
+    """Data-parallel training under torchrun: both processes have the same parameters after each step."""
+    torchrun = os.path.join(os.path.dirname(sys.executable), "torchrun")
+    command = [torchrun, "--nproc-per-node", "2", "--standalone", "-m", "returnn", config_file("demo_train")]
+    for key, value in {**TRAIN, "num_epochs": 1, "output_dir": "output/two"}.items():
+        command += [f"++{key}", str(value)]
+    run_command(command, str(folder))
+    models = folder / "output" / "two" / "models"
+    assert (models / "epoch.001.pt").is_file()
+    assert json.loads((models / "model_info.json").read_text())["kind"] == "aed_ctc"
