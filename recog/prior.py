@@ -18,7 +18,37 @@ import re
 import torch
 from torch import Tensor
 
-__all__ = ["load_log_prior", "save_log_prior"]
+__all__ = ["load_log_prior", "log_prior_from_counts", "posterior_sums", "save_log_prior"]
+
+NEG_INF = float("-inf")
+
+
+def posterior_sums(log_probs: Tensor, lengths: Tensor) -> Tensor:
+    """
+    :param log_probs: [B, T, V+1] log softmax of a CTC head
+    :param lengths: [B] frames
+    :return: [B, V+1] float64, posteriors summed over the frames of each utterance
+    """
+    inside = torch.arange(log_probs.shape[1], device=log_probs.device) < lengths.to(log_probs.device)[:, None]
+    return (log_probs.double().exp() * inside[:, :, None]).sum(dim=1)
+
+
+def log_prior_from_counts(counts: Tensor, *, eos_index: int, smoothing: float = 1.0) -> Tensor:
+    """
+    Unigram distribution of labels, to be subtracted once per new label (``prior_type = "label"``).
+
+    :param counts: [V] how often each label is in the training transcripts
+    :param eos_index: has probability 0, since it is no label of a hypothesis
+    :param smoothing: added to each count, so that labels which are never there get a finite value
+    :return: [V+1] natural log; blank, which is no label, has probability 0, too
+    :raises ValueError: all is 0
+    """
+    counts = counts.double() + smoothing
+    counts[eos_index] = 0.0
+    if not counts.sum() > 0:
+        raise ValueError("no label was counted")
+    log_prior = torch.cat([counts, counts.new_zeros(1)]).log()
+    return log_prior - torch.logsumexp(log_prior, dim=0)
 
 
 def save_log_prior(filename: str, log_prior: Tensor) -> None:
