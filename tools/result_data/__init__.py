@@ -1,0 +1,1 @@
+"""Parts of tools/results.py: tables, plots, and rows from finished runs."""
