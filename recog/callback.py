@@ -15,6 +15,7 @@ from returnn.log import log
 from returnn.tensor import TensorDict
 
 from .nbest import (
+    NO_HYPOTHESIS,
     Hypothesis,
     NBestHeader,
     NBestWriter,
@@ -63,6 +64,7 @@ class RecogCallback(ForwardCallbackIface):
         vocab: Vocab,
         num_seqs: int,
         returnn_search_output: bool = False,
+        no_hypothesis: str = NO_HYPOTHESIS,
     ):
         """
         :param nbest_file: name of the n-best file to write
@@ -70,11 +72,13 @@ class RecogCallback(ForwardCallbackIface):
         :param vocab: makes texts of labels
         :param num_seqs: so many utterances must come
         :param returnn_search_output: write RETURNN's usual search output (search_out.py), too
+        :param no_hypothesis: error of an utterance without hypotheses
         """
         self.nbest_file = nbest_file
         self.header = header
         self.vocab = vocab
         self.num_seqs = num_seqs
+        self.no_hypothesis = no_hypothesis
         folder = os.path.dirname(nbest_file)
         self.wer_json_file = os.path.join(folder, "wer.json")
         self.wer_text_file = os.path.join(folder, "wer.txt")
@@ -141,7 +145,7 @@ class RecogCallback(ForwardCallbackIface):
                 enc_len=int(raw["enc_len"]),
                 ref=None if ref is None else bytes(ref.astype(np.uint8)).decode("utf8"),
                 hyps=hyps,
-                error=None if hyps else "the search found no hypothesis",
+                error=None if hyps else self.no_hypothesis,
             )
             check_utterance(utt, self.header)
         except ValueError as exc:

@@ -98,10 +98,11 @@ def forced_scores(
         if opts.ctc_scale:
             num_hyps = labels.shape[1]
             score = ctc_full_sum(
-                ctc.log_probs.repeat_interleave(num_hyps, dim=0),
-                ctc.lengths.repeat_interleave(num_hyps, dim=0),
+                ctc.log_probs,
+                ctc.lengths,
                 labels.flatten(0, 1),
                 label_lengths.flatten(),
+                utt=torch.arange(labels.shape[0], device=labels.device).repeat_interleave(num_hyps),
             )
             components["ctc"] = score.view(label_lengths.shape)
             scales["ctc"] = opts.ctc_scale

@@ -43,8 +43,6 @@ class ScoreData:
     """[V+1] natural log, of the CTC head that is used"""
     ilm_type: IlmType | None = None
     """Which estimate of the internal LM. None: what ``model.ilm`` is"""
-    ilm_context: torch.Tensor | None = None
-    """[enc] context vector for "train_avg" """
 
 
 NO_DATA = ScoreData()
@@ -162,7 +160,7 @@ def _make_ilm_scorer(model: AedCtcModel, encoded: Encoded, data: ScoreData) -> L
     :return: internal LM for a batch
     :raises ValueError: there is no such model
     """
-    if data.ilm_type in ("zero", "avg", "train_avg"):
+    if data.ilm_type in ("zero", "avg"):
         if model.decoder is None:
             raise ValueError(
                 f"ilm_type = {data.ilm_type!r}: this model has no attention decoder, and so no internal LM"
@@ -171,10 +169,6 @@ def _make_ilm_scorer(model: AedCtcModel, encoded: Encoded, data: ScoreData) -> L
         if data.ilm_type == "avg":
             dims = [batch_dim, encoded.asr.enc_spatial_dim, model.enc_dim]
             context = average_encoder(encoded.asr.enc.copy_transpose(dims).raw_tensor, encoded.lengths())
-        elif data.ilm_type == "train_avg":
-            if data.ilm_context is None:
-                raise ValueError('ilm_type = "train_avg" needs a context vector')
-            context = data.ilm_context
         return FixedContextIlmScorer(model.decoder, context)
     ilm = getattr(model, "ilm", None)
     if ilm is None:

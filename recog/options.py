@@ -14,14 +14,16 @@ from typing import Literal, get_args
 __all__ = [
     "CtcOptions",
     "ExternalModelOptions",
+    "ForcedOptions",
     "GreedyOptions",
     "IlmType",
     "LabelSyncOptions",
+    "RescoreOptions",
     "SearchOptions",
     "TimeSyncOptions",
 ]
 
-IlmType = Literal["mini_lstm", "zero", "avg", "train_avg", "density_ratio"]
+IlmType = Literal["mini_lstm", "zero", "avg", "density_ratio"]
 
 
 def _check_finite(opts: object) -> None:
@@ -90,13 +92,11 @@ class ExternalModelOptions:
     """External language model (LSTM or Transformer), needed for lm_scale."""
     ilm_type: IlmType | None = None
     """Estimate of the internal language model, for ilm_scale. "zero", "avg": the ASR model's own decoder with the
-    context vector zero, or the mean of the encoder states of the utterance. "train_avg": with the vector of
-    ilm_context_file. "mini_lstm": a Mini-LSTM (``ilm_checkpoint``). "density_ratio": a language model of the training
-    transcripts (``ilm_checkpoint``). None: what ilm_checkpoint or ilm_context_file is for. See
+    context vector zero, or the mean of the encoder states of the utterance. "mini_lstm": ``ilm_checkpoint`` is a
+    Mini-LSTM, or the decoder with a constant context vector (average over the training data). "density_ratio":
+    ``ilm_checkpoint`` is a language model of the training transcripts. None: as ilm_checkpoint says. See
     :mod:`recog.scorers.ilm`."""
     ilm_checkpoint: str | None = None
-    ilm_context_file: str | None = None
-    """Context vector for "train_avg", see :mod:`recog.context_vector`."""
     ctc_checkpoint: str | None = None
     """CTC scores come from this model instead ("system combination"); ``ctc_layer`` and ``prior_file`` are of it, too.
     Its encoder may have another frame rate. Its decoder is not loaded."""
@@ -104,16 +104,10 @@ class ExternalModelOptions:
     def __post_init__(self):
         kinds = get_args(IlmType)
         _check(self.ilm_type is None or self.ilm_type in kinds, "ilm_type", self.ilm_type, " or ".join(kinds))
-        if self.ilm_checkpoint and self.ilm_context_file:
-            raise ValueError("ilm_checkpoint and ilm_context_file are two internal language models: choose one")
-        for option, types_ in {
-            "ilm_checkpoint": ("mini_lstm", "density_ratio"),
-            "ilm_context_file": ("train_avg",),
-        }.items():
-            if self.ilm_type in types_ and not getattr(self, option):
-                raise ValueError(f'ilm_type = "{self.ilm_type}" needs {option}')
-            if self.ilm_type and self.ilm_type not in types_ and getattr(self, option):
-                raise ValueError(f'{option} is given, but ilm_type = "{self.ilm_type}" has no use for it')
+        if self.ilm_type in ("mini_lstm", "density_ratio") and not self.ilm_checkpoint:
+            raise ValueError(f'ilm_type = "{self.ilm_type}" needs ilm_checkpoint')
+        if self.ilm_type in ("zero", "avg") and self.ilm_checkpoint:
+            raise ValueError(f'ilm_checkpoint is given, but ilm_type = "{self.ilm_type}" has no use for it')
 
 
 @dataclass(frozen=True)
@@ -235,3 +229,54 @@ class TimeSyncOptions(SearchOptions):
         _check(value is None or value > 0, "pruning_threshold", value, "a positive score difference, or None")
         value = self.num_candidates
         _check(value is None or value >= 1, "num_candidates", value, "at least 1, or None")
+
+
+@dataclass(frozen=True)
+class ForcedOptions:
+    """Forced scoring: the score of given label sequences under the definition of a search (with its options)."""
+
+    nbest_file: str | None = None
+    """N-best file whose hypotheses are scored. None: the references."""
+
+
+@dataclass(frozen=True)
+class RescoreOptions:
+    """
+    Second pass of a two-pass recognition: the n-best lists of any search, scored anew with other components or models,
+    at scales of their own::
+
+        S(y) = first_pass_scale S_first(y) + att_scale log p_att + ctc_scale log P_ctc + lm_scale log p_lm
+               - ilm_scale log p_ilm + length_reward |y|  [- prior_scale log prior(y), prior_type "label"]
+
+    divided by (|y| + 1)^length_norm_exponent, with log P_ctc the full sum over all alignments.
+    """
+
+    nbest_file: str | None = None
+    """N-best file of the first pass."""
+    first_pass_scale: float = 0.0
+    """Scale of the total score of the first pass."""
+    n_best: int | None = None
+    """Number of hypotheses to keep. None: all."""
+    att_scale: float = 0.0
+    ctc_scale: float = 0.0
+    lm_scale: float = 0.0
+    ilm_scale: float = 0.0
+    """Scale of the internal LM, which is *subtracted*: a positive value."""
+    ilm_eos: bool = True
+    length_reward: float = 0.0
+    length_norm_exponent: float = 0.0
+    coverage_scale: float = 0.0
+    coverage_threshold: float = 0.5
+    monotonicity_scale: float = 0.0
+
+    def __post_init__(self):
+        _check_finite(self)
+        _check(self.n_best is None or self.n_best >= 1, "n_best", self.n_best, "at least 1, or None")
+        if not (self.att_scale or self.ctc_scale or self.lm_scale):
+            raise ValueError("att_scale, ctc_scale and lm_scale are all 0: nothing to rescore with")
+        self.scoring()
+
+    def scoring(self) -> LabelSyncOptions:
+        """:return: the definition of the score, but for the first pass"""
+        common = {field.name for field in fields(LabelSyncOptions)} & {field.name for field in fields(self)}
+        return LabelSyncOptions(**{name: getattr(self, name) for name in common})

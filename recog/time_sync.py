@@ -53,10 +53,11 @@ def forced_ctc_part(ctc: CtcPosteriors, labels: Tensor, label_lengths: Tensor, o
     batch, num_hyps, _ = labels.shape
     label_scale, blank_scale, repeat_scale, combine = ctc_part_scales(opts)
     lattice = make_lattice(
-        ctc.log_probs.repeat_interleave(num_hyps, dim=0),
-        ctc.lengths.repeat_interleave(num_hyps, dim=0),
+        ctc.log_probs,
+        ctc.lengths,
         labels.flatten(0, 1),
         label_lengths.flatten(),
+        utt=torch.arange(batch, device=labels.device).repeat_interleave(num_hyps),
         label_scale=label_scale,
         blank_scale=blank_scale,
         repeat_scale=repeat_scale,

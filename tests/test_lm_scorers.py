@@ -72,7 +72,7 @@ def scorers_and_references():
     own = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
     zero = torch.zeros(16)
     yield "zero", FixedContextIlmScorer(decoder), fixed_context_reference(decoder, zero)
-    yield "train_avg", FixedContextIlmScorer(decoder, vector), fixed_context_reference(decoder, vector)
+    yield "one context vector", FixedContextIlmScorer(decoder, vector), fixed_context_reference(decoder, vector)
     yield "avg", FixedContextIlmScorer(decoder, own), fixed_context_reference(decoder, own)
 
 

@@ -108,3 +108,56 @@ def test_checkpoint_that_does_not_say_what_it_is(setup, monkeypatch, tmp_path):
         setup, monkeypatch, tmp_path, LabelSyncOptions(), lm_scale=0.3, lm_checkpoint=tmp_path / "lm.pt"
     )
     assert "does not say what model it holds" in message
+
+
+def test_forced_scores_and_second_pass(setup):
+    """
+    Time-synchronous search; forced scores of what it found equal its own; references are scored; a second pass with
+    the first pass's scores, full-sum CTC and a density ratio.
+    """
+    search = ("++blank_scale", "ctc", "++recombination", "sum", "++exact_ctc", True, "++beam_size", 4)
+    lm = ("++lm_checkpoint", setup.checkpoints["lstm_lm"], "++lm_scale", 0.3)
+    done = setup.run("demo_recog_timesync_lm.config", *lm, *search, "++output_dir", "output/first")
+    assert done.returncode == 0, done.stdout + done.stderr
+    first_file = os.path.join(setup.folder, "output/first/nbest.jsonl")
+    header, first = load_nbest(first_file)
+
+    done = setup.run("demo_forced_timesync.config", *lm, *search, "++nbest_file", first_file, "++batch_size", 20_000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    forced_header, forced = nbest_of(setup, "demo_forced_timesync.config")
+    assert forced_header.search == "forced_time_sync" and forced_header.scales == header.scales
+    for utt in first:
+        for found, again in zip(utt.hyps, forced[utt.seq_tag].hyps, strict=True):
+            assert found.labels == again.labels and found.text == again.text
+            assert again.score == pytest.approx(found.score, abs=1e-4)
+            assert again.scores == pytest.approx(found.scores, abs=1e-4)
+
+    done = setup.run("demo_forced_labelsync.config")
+    assert done.returncode == 0, done.stdout + done.stderr
+    header, references = load_nbest(os.path.join(setup.folder, "output/demo_forced_labelsync/nbest.jsonl"))
+    assert header.search == "forced_label_sync"
+    assert len(references) == 5 and not audit(header, references)
+    for utt in references:
+        if len(setup.vocab.text_to_labels(utt.ref)) > utt.enc_len:
+            assert not utt.hyps and "too many labels" in utt.error
+            continue
+        (hyp,) = utt.hyps
+        assert hyp.labels == setup.vocab.text_to_labels(utt.ref) and hyp.text == utt.ref
+    assert 0 < sum(not utt.hyps for utt in references) < 5
+
+    done = setup.run(
+        *("demo_rescore.config", "++nbest_file", first_file, "++first_pass_scale", 0.5, "++att_scale", 0),
+        *("++lm_checkpoint", setup.checkpoints["transformer_lm"], "++lm_scale", 0.4, "++n_best", 3),
+        *("++ilm_checkpoint", setup.checkpoints["lstm_lm"], "++ilm_scale", 0.2),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    header, second = nbest_of(setup, "demo_rescore.config")
+    assert header.search == "rescore"
+    assert header.scales == {"first_pass": 0.5, "ctc": 0.3, "lm": 0.4, "ilm": -0.2}
+    for utt in first:
+        before = {tuple(hyp.labels): hyp for hyp in utt.hyps}
+        assert len(second[utt.seq_tag].hyps) == min(3, len(before))
+        for hyp in second[utt.seq_tag].hyps:
+            assert hyp.scores["first_pass"] == pytest.approx(before[tuple(hyp.labels)].score, abs=1e-4)
+            assert hyp.scores["ilm"] == pytest.approx(before[tuple(hyp.labels)].scores["lm"], abs=1e-4)
+            assert hyp.scores["ctc"] == pytest.approx(before[tuple(hyp.labels)].scores["ctc"], abs=1e-4)

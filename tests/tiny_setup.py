@@ -48,7 +48,7 @@ class TinySetup:
 def make_tiny_setup(folder: str) -> TinySetup:
     """:return: corpus with the parts train and dev, random models"""
     source, data_dir = os.path.join(folder, "source"), os.path.join(folder, "data")
-    make_librispeech(source, {"train": 7, "dev": 5}, seconds=0.5)
+    make_librispeech(source, {"train": 7, "dev": 5}, seconds=2.0)
     arguments = [source, data_dir, "--workers", "1", "--corpus", "demo", "--vocab", VOCAB]
     assert prepare_librispeech(arguments) == 0
     vocab = load_vocab(os.path.join(data_dir, "vocab", VOCAB + ".json"))

@@ -89,7 +89,7 @@ def open_external_models(
     if opts.lm_checkpoint:
         add("lm", "lm_checkpoint", _LM_KINDS, "an external language model")
 
-    ilm_type = opts.ilm_type or ("train_avg" if opts.ilm_context_file else None)
+    ilm_type = opts.ilm_type
     ilm_model = opts.ilm_checkpoint or ilm_type
     _check_pair("ilm_scale", ilm_scale, "ilm_type or ilm_checkpoint", ilm_model)
     if opts.ilm_checkpoint:

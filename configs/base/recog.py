@@ -11,7 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from recog.options import CtcOptions, ExternalModelOptions, GreedyOptions, LabelSyncOptions, TimeSyncOptions
+from recog.options import (
+    CtcOptions,
+    ExternalModelOptions,
+    ForcedOptions,
+    GreedyOptions,
+    LabelSyncOptions,
+    RescoreOptions,
+    TimeSyncOptions,
+)
 from rf_models.options import AedCtcOptions
 
 from .corpus import Corpus, CorpusOptions, open_corpus
@@ -38,8 +46,20 @@ from .run import (
 
 if TYPE_CHECKING:
     from recog.inputs import ScoreData
+    from recog.nbest import NBestHeader, Utterance
 
-__all__ = ["ForwardRun", "RecogOptions", "find_checkpoint", "open_forward_run", "recognition_run"]
+__all__ = [
+    "ForwardRun",
+    "RecogOptions",
+    "find_checkpoint",
+    "forced_run",
+    "open_forward_run",
+    "recognition_run",
+    "rescore_run",
+]
+
+
+_IMPOSSIBLE = "none of the given hypotheses is possible (too many labels for the number of CTC frames?)"
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,13 @@ class ForwardRun:
         """:return: folder of the results"""
         return self.groups[RecogOptions].output_dir or os.path.join("output", config_name(self.namespace))
 
+    def header(self) -> NBestHeader:
+        """:return: of the n-best file of the search"""
+        from recog.forward import nbest_header
+
+        options, vocab = asdicts(self.groups), self.corpus.vocab.describe()
+        return nbest_header(self.search_opts, self.ctc_opts, options=options, vocab=vocab)
+
     def get_model(self, **_kwargs: Any) -> Any:
         """RETURNN's ``get_model``."""
         from rf_models.checkpoint import check_checkpoint
@@ -99,16 +126,21 @@ class ForwardRun:
         return model
 
     def returnn_config(
-        self, *, search: str | None = None, forward_step: Callable[..., None], inputs: dict[str, str] | None = None
+        self,
+        *,
+        forward_step: Callable[..., None],
+        header: NBestHeader | None = None,
+        inputs: dict[str, str] | None = None,
+        no_hypothesis: str | None = None,
     ) -> dict[str, Any]:
         """
-        :param search: name in the header of the n-best file. None: that of the search
         :param forward_step:
+        :param header: of the n-best file. None: that of the search
         :param inputs: other files that the results depend on, by the option that names them
+        :param no_hypothesis: why an utterance can have no hypotheses
         :return: RETURNN's config: task forward, which writes an n-best file
         """
         from recog.callback import RecogCallback
-        from recog.forward import nbest_header
 
         corpus, parts = self.corpus, self.groups[CorpusOptions].recog_parts
         opts: RecogOptions = self.groups[RecogOptions]
@@ -117,9 +149,6 @@ class ForwardRun:
         files = {"checkpoint": self.checkpoint, **(inputs or {})}
         files.update({f"{name}_file": filename for name, filename in self.external.checkpoints.items()})
         _stop_if_finished(nbest_file, files, asdicts(self.groups), overwrite=opts.overwrite)
-        header = nbest_header(
-            self.search_opts, self.ctc_opts, options=asdicts(self.groups), vocab=corpus.vocab.describe()
-        )
         config = {
             "backend": "torch",
             "behavior_version": BEHAVIOR_VERSION,
@@ -132,10 +161,11 @@ class ForwardRun:
             "forward_step": forward_step,
             "forward_callback": RecogCallback(
                 nbest_file,
-                header=replace(header, search=search) if search else header,
+                header=header or self.header(),
                 vocab=corpus.vocab,
                 num_seqs=corpus.num_seqs(parts),
                 returnn_search_output=opts.returnn_search_output,
+                **({"no_hypothesis": no_hypothesis} if no_hypothesis else {}),
             ),
             "forward_auto_split_batch_on_oom": True,
             "batch_size": {"data": opts.batch_size},
@@ -150,7 +180,7 @@ class ForwardRun:
 def open_forward_run(
     namespace: dict[str, Any],
     setup: Setup,
-    search: GreedyOptions | LabelSyncOptions | TimeSyncOptions,
+    search: GreedyOptions | LabelSyncOptions | TimeSyncOptions | RescoreOptions,
     external: ExternalModelOptions | None = None,
     *,
     more_options: Sequence[Any] = (),
@@ -175,6 +205,8 @@ def open_forward_run(
     if row:
         check_models(row, groups[type(search)], groups[ExternalModelOptions])
     corpus_opts, ctc_opts, search_opts = groups[CorpusOptions], groups[CtcOptions], groups[type(search)]
+    if isinstance(search_opts, RescoreOptions):
+        search_opts = search_opts.scoring()
     corpus = open_corpus(
         setup.corpus_name, corpus_opts, parts=corpus_opts.recog_parts, prepare_command=setup.prepare_command
     )
@@ -229,6 +261,81 @@ def recognition_run(
 
     run = open_forward_run(namespace, setup, search, external)
     return run.returnn_config(forward_step=make_forward_step(run.search_opts, run.ctc_opts, data=run.data))
+
+
+def forced_run(
+    namespace: dict[str, Any],
+    setup: Setup,
+    search: LabelSyncOptions | TimeSyncOptions,
+    external: ExternalModelOptions | None = None,
+) -> dict[str, Any]:
+    """
+    All arguments as in :func:`open_forward_run`. The options of the search define the score. (Those that only steer it,
+    such as beam_size, have no effect: so the command line of a recognition run can be used as it is.)
+
+    :return: RETURNN's config: task forward, which writes the scores of the references, or of the hypotheses of
+        ``nbest_file``, as an n-best file
+    """
+    from recog.rescore import make_forced_step
+
+    run = open_forward_run(namespace, setup, search, external, more_options=[ForcedOptions()])
+    nbest_file = run.groups[ForcedOptions].nbest_file
+    header = run.header()
+    return run.returnn_config(
+        forward_step=make_forced_step(
+            run.search_opts,
+            run.ctc_opts,
+            data=run.data,
+            utterances=_load_hypotheses(nbest_file, run) if nbest_file else None,
+        ),
+        header=replace(header, search=f"forced_{header.search}"),
+        no_hypothesis=_IMPOSSIBLE,
+        inputs={"nbest_file": nbest_file} if nbest_file else None,
+    )
+
+
+def rescore_run(
+    namespace: dict[str, Any], setup: Setup, rescore: RescoreOptions, external: ExternalModelOptions | None = None
+) -> dict[str, Any]:
+    """
+    All arguments as in :func:`open_forward_run`.
+
+    :return: RETURNN's config: task forward, which reads the n-best file of a first pass and writes that of the second
+    """
+    from recog.rescore import make_rescore_step
+
+    run = open_forward_run(namespace, setup, rescore, external)
+    opts: RescoreOptions = run.groups[RescoreOptions]
+    if opts.nbest_file is None:
+        raise OptionError("no first pass: give its n-best file with ++nbest_file")
+    utterances = _load_hypotheses(opts.nbest_file, run)
+    header = run.header()
+    if opts.first_pass_scale:
+        header = replace(header, scales={**header.scales, "first_pass": opts.first_pass_scale})
+    return run.returnn_config(
+        forward_step=make_rescore_step(opts, run.ctc_opts, data=run.data, utterances=utterances),
+        header=replace(header, search="rescore"),
+        no_hypothesis=_IMPOSSIBLE,
+        inputs={"nbest_file": opts.nbest_file},
+    )
+
+
+def _load_hypotheses(filename: str, run: ForwardRun) -> dict[str, Utterance]:
+    """:raises OptionError: cannot be read, or not of this run's corpus"""
+    from recog.rescore import load_hypotheses
+
+    try:
+        utterances = load_hypotheses(filename, vocab=run.corpus.vocab)
+    except (OSError, ValueError) as exc:
+        raise OptionError(f"nbest_file: {exc}") from None
+    parts = set(run.groups[CorpusOptions].recog_parts)
+    found = {utt.part for utt in utterances.values()}
+    if missing := sorted(parts - found):
+        raise OptionError(
+            f"nbest_file = {filename} has no utterances of {', '.join(missing)}, only of {', '.join(sorted(found))}:"
+            " choose the parts with ++recog_parts"
+        )
+    return utterances
 
 
 def _stop_if_finished(nbest_file: str, files: dict[str, str], options: dict[str, Any], *, overwrite: bool) -> None:

@@ -122,6 +122,7 @@ def make_lattice(
     labels: Tensor,
     label_lengths: Tensor,
     *,
+    utt: Tensor | None = None,
     label_scale: float = 1.0,
     blank_scale: float = 1.0,
     repeat_scale: float = 1.0,
@@ -132,19 +133,22 @@ def make_lattice(
     :param lengths: [B] frames
     :param labels: [B, L] int64, anything behind the end
     :param label_lengths: [B]
+    :param utt: [R] int64, for R label sequences [R, L] of these utterances: which one each belongs to. (log_probs are
+        then not repeated for all V.) None: one of each
     :param label_scale: of frames with a new label
     :param blank_scale: of blank frames
     :param repeat_scale: of frames with a repeated label
     :param one_minus_term: see :class:`recog.options.TimeSyncOptions`
     """
-    log_probs = log_probs.double()
-    batch, num_frames, _ = log_probs.shape
-    num_labels = labels.shape[1]
+    num_frames, num_labels = log_probs.shape[1], labels.shape[1]
+    if utt is None:
+        utt = torch.arange(log_probs.shape[0], device=log_probs.device)
     # Labels behind the end must be valid indices; they cannot be reached from the end that is read out.
     behind = torch.arange(num_labels, device=labels.device) >= label_lengths[:, None]
     labels = labels.masked_fill(behind, 0)
-    emit = log_probs.gather(2, labels[:, None, :].expand(batch, num_frames, num_labels))
-    blank = log_probs[:, :, -1]
+    time = torch.arange(num_frames, device=log_probs.device)
+    emit = log_probs[utt[:, None, None], time[:, None], labels[:, None, :]].double()  # [R, T, L]
+    blank = log_probs[:, :, -1].double()[utt]
     new_after_blank = new_after_label = scaled(emit, label_scale)
     if one_minus_term:
         from_blank, from_label = one_minus_terms(blank, emit)
@@ -158,7 +162,7 @@ def make_lattice(
         repeat=scaled(emit, repeat_scale),
         new_after_blank=new_after_blank,
         new_after_label=new_after_label.masked_fill(same[:, None, :], NEG_INF),
-        lengths=lengths.to(labels.device),
+        lengths=lengths.to(labels.device)[utt],
         label_lengths=label_lengths,
     )
 
@@ -185,15 +189,18 @@ def one_minus_terms(blank: Tensor, repeated: Tensor) -> tuple[Tensor, Tensor]:
     return left.clamp(min=floor).log(), (left[..., None] - repeated.exp()).clamp(min=floor).log()
 
 
-def ctc_full_sum(log_probs: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
+def ctc_full_sum(
+    log_probs: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Tensor, *, utt: Tensor | None = None
+) -> Tensor:
     """
     :param log_probs: [B, T, V+1], blank last
     :param lengths: [B] frames
     :param labels: [B, L] int64
     :param label_lengths: [B]
+    :param utt: see :func:`make_lattice`
     :return: [B] float64 log P_ctc(labels | x): sum over all alignments; -inf if impossible. Differentiable.
     """
-    return make_lattice(log_probs, lengths, labels, label_lengths).score(Combine(1.0))
+    return make_lattice(log_probs, lengths, labels, label_lengths, utt=utt).score(Combine(1.0))
 
 
 def ctc_viterbi(log_probs: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Tensor) -> tuple[Tensor, Tensor]:

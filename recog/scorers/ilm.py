@@ -7,8 +7,8 @@ All but the density ratio are the decoder itself with another context vector c_i
 =============  =======================================================================================
 zero           c_i = 0
 avg            c_i = mean of the encoder states over the frames of the utterance
-train_avg      c_i = one vector for all, e.g. the mean of encoder states or of attention contexts over the training data
-mini_lstm      c_i = W LSTM(e_i) + b, a small LSTM over the labels (:mod:`rf_models.ilm`)
+mini_lstm      c_i = W LSTM(e_i) + b, a small LSTM over the labels (:mod:`rf_models.ilm`); with W = 0 one
+               context vector for all, such as the average over the training data
 density_ratio  another language model, trained on the transcripts (:mod:`recog.scorers.lm`)
 =============  =======================================================================================
 
