@@ -139,7 +139,7 @@ def check_models(row: Result, search: GreedyOptions | SearchOptions, external: E
             f"{name} has the LM scale {scale['lm']:g}: give a language model with ++lm_checkpoint"
             f" (published with: {row.lm or 'none'})"
         )
-    if scale["ilm"] and not (external.ilm_type or external.ilm_checkpoint or external.ilm_context_file):
+    if scale["ilm"] and not (external.ilm_type or external.ilm_checkpoint):
         raise OptionError(
             f"{name} has the scale {scale['ilm']:g} of an internal LM: give one with ++ilm_checkpoint or ++ilm_type"
             f" (published with: {row.ilm or 'none'})"
