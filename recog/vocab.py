@@ -75,6 +75,11 @@ class Vocab:
         text = " ".join(vocab.labels[label] for label in labels) + " "
         return " ".join(text.replace("@@ ", "").split())
 
+    def label_name(self, label: int) -> str:
+        """:return: the sub-word as the vocabulary writes it, e.g. "▁the" (SentencePiece) or "th@@" (BPE)"""
+        vocab = self._load()
+        return vocab.sp.id_to_piece(int(label)) if self.type == "sentencepiece" else vocab.labels[int(label)]
+
     def describe(self) -> dict[str, Any]:
         """:return: what the header of an n-best file says of the vocabulary"""
         return {"name": self.name, "type": self.type, "num_labels": self.num_labels, "eos_index": self.eos_index}
