@@ -81,9 +81,8 @@ def run_search(
     inputs = search_inputs(model, encoded, opts, ctc_opts, data=data)
     if isinstance(opts, GreedyOptions):
         return ctc_greedy_search(inputs.ctc, eos_index=model.eos_index)
-    if isinstance(opts, TimeSyncOptions):
-        return time_sync_search(scorers=inputs.scorers, ctc=inputs.ctc, opts=opts)
-    return label_sync_search(scorers=inputs.scorers, ctc=inputs.ctc, frame_lengths=inputs.frame_lengths, opts=opts)
+    search = time_sync_search if isinstance(opts, TimeSyncOptions) else label_sync_search
+    return search(scorers=inputs.scorers, ctc=inputs.ctc, frame_lengths=inputs.frame_lengths, opts=opts)
 
 
 Search = Callable[[AedCtcModel, Encoded, TensorDict], SearchResult]

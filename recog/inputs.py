@@ -110,6 +110,7 @@ def ctc_posteriors(
         prior_scale=ctc_opts.prior_scale,
         prior_type=ctc_opts.prior_type,
         merge_prior=merge_prior,
+        blank_penalty=ctc_opts.blank_penalty,
         soft_collapse_threshold=ctc_opts.soft_collapse_threshold,
         blank_collapse_threshold=ctc_opts.blank_collapse_threshold,
     )

@@ -44,7 +44,7 @@ def _check(ok: bool, name: str, value: object, expected: str) -> None:
 class CtcOptions:
     """
     How the CTC log-probs that a search sees are made from the model's posteriors. Applied once, in this order:
-    EOS handling, prior, collapse (see :func:`recog.core.posteriors.prepare_ctc_log_probs`).
+    EOS handling, prior, blank penalty, collapse (see :func:`recog.core.posteriors.prepare_ctc_log_probs`).
     """
 
     ctc_layer: int | None = None
@@ -59,6 +59,8 @@ class CtcOptions:
     prior_type: Literal["frame", "label"] = "frame"
     """"frame": log p_t(k) -= prior_scale log p(k) for all k incl. blank, then renormalised per frame.
     "label": blank removed from the prior, which is renormalised and subtracted once per new label."""
+    blank_penalty: float = 0.0
+    """Subtracted from log p_t(blank) in all frames, after the prior, without renormalisation (as in icefall)."""
     soft_collapse_threshold: float | None = None
     """Merge runs of frames with the same arg max, all with a probability >= this (about 0.8), into one. None: off."""
     blank_collapse_threshold: float | None = None
@@ -133,6 +135,10 @@ class SearchOptions:
     """Whether the internal LM is subtracted also for EOS."""
     length_reward: float = 0.0
     length_norm_exponent: float = 0.0
+    max_len_ratio: float = 1.0
+    """Maximum number of labels, as a fraction of the encoder frames of the utterance (at least 1 label)."""
+    min_len_ratio: float = 0.0
+    """EOS is not allowed before this many labels per encoder frame."""
     published_scoring: bool = False
     """Score as the original recipes did, see recog/README.md, so that published scales can be used."""
 
@@ -142,6 +148,10 @@ class SearchOptions:
         _check(self.n_best is None or self.n_best >= 1, "n_best", self.n_best, "at least 1, or None")
         for name in ("att_scale", "ctc_scale", "lm_scale", "ilm_scale"):
             _check(getattr(self, name) >= 0.0, name, getattr(self, name), "a scale >= 0")
+        _check(self.max_len_ratio > 0, "max_len_ratio", self.max_len_ratio, "a ratio > 0")
+        _check(
+            0 <= self.min_len_ratio <= self.max_len_ratio, "min_len_ratio", self.min_len_ratio, "0 ... max_len_ratio"
+        )
         if not (self.att_scale or self.ctc_scale or self.lm_scale):
             raise ValueError("att_scale, ctc_scale and lm_scale are all 0: nothing to search with")
 
@@ -155,10 +165,6 @@ class GreedyOptions:
 class LabelSyncOptions(SearchOptions):
     """Label-synchronous one-pass search ("opls")."""
 
-    max_len_ratio: float = 1.0
-    """Maximum number of labels, as a fraction of the encoder frames of the utterance (at least 1 label)."""
-    min_len_ratio: float = 0.0
-    """EOS is not allowed before this many labels per encoder frame."""
     ended_hyps: Literal["separate", "in_beam"] = "separate"
     """"separate": ended hypotheses are collected beside the beam (ESPnet). "in_beam": they keep competing for places in
     the beam, normalised by their length (RETURNN, the original recipes)."""
@@ -175,10 +181,6 @@ class LabelSyncOptions(SearchOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(self.max_len_ratio > 0, "max_len_ratio", self.max_len_ratio, "a ratio > 0")
-        _check(
-            0 <= self.min_len_ratio <= self.max_len_ratio, "min_len_ratio", self.min_len_ratio, "0 ... max_len_ratio"
-        )
         _check(self.ended_hyps in ("separate", "in_beam"), "ended_hyps", self.ended_hyps, "separate or in_beam")
         if (self.coverage_scale or self.monotonicity_scale) and not self.att_scale:
             raise ValueError("coverage_scale and monotonicity_scale need att_scale > 0")

@@ -66,11 +66,14 @@ def forced_ctc_part(ctc: CtcPosteriors, labels: Tensor, label_lengths: Tensor, o
     return lattice.score(combine).view(batch, num_hyps)
 
 
-def time_sync_search(*, scorers: ScorerSet, ctc: CtcPosteriors, opts: TimeSyncOptions) -> SearchResult:
+def time_sync_search(
+    *, scorers: ScorerSet, ctc: CtcPosteriors, opts: TimeSyncOptions, frame_lengths: Tensor | None = None
+) -> SearchResult:
     """
     :param scorers: label scorers with their scales
     :param ctc:
     :param opts:
+    :param frame_lengths: [B] encoder frames, what ``max_len_ratio`` refers to. None: the frames of ctc
     :return: components "ctc" and those of the scorers. "ctc" is the CTC part divided by ctc_scale; with blank_scale and
         repeat_scale "ctc" it is log P_ctc (recombination "sum") or that of the best alignment ("max").
     """
@@ -79,6 +82,10 @@ def time_sync_search(*, scorers: ScorerSet, ctc: CtcPosteriors, opts: TimeSyncOp
     # Utterances that are still running must come first: each frame then works on a slice of the batch.
     lengths, order = torch.sort(ctc.lengths, descending=True, stable=True)
     search = _Search(scorers, ctc.log_probs[order], order, opts)
+    frame_lengths = ctc.lengths if frame_lengths is None else frame_lengths.to(device)
+    max_lens = (frame_lengths * opts.max_len_ratio).long().clamp(min=1)[order]
+    if bool((max_lens < lengths).any()):  # there are never more labels than CTC frames
+        search.max_lens = max_lens
     lengths_on_host = lengths.tolist()  # the only copy to the host outside of the loop
     num_running = batch
     for t in range(lengths_on_host[0]):
@@ -86,6 +93,9 @@ def time_sync_search(*, scorers: ScorerSet, ctc: CtcPosteriors, opts: TimeSyncOp
             num_running -= 1
         search.frame(t, num_running)
     result = search.finish()
+    if opts.min_len_ratio:
+        too_short = result.label_lengths < (frame_lengths * opts.min_len_ratio).long()[order, None]
+        result.components["ctc"] = result.components["ctc"].masked_fill(too_short, NEG_INF)
 
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(batch, device=device)
@@ -116,6 +126,7 @@ class _Search:
         self.num_labels = num_classes - 1
         self.beam_size = opts.beam_size
         self.eos = scorers.eos_index
+        self.max_lens: Tensor | None = None  # [B]
         self.device = device = log_probs.device
         self.label_scale, self.blank_scale, self.repeat_scale, self.combine = ctc_part_scales(opts)
         shape = (self.batch, self.beam_size)
@@ -231,6 +242,9 @@ class _Search:
         base = (label_score + from_any).float()
         extensions = next_total + x_scaled_top[:, None, :]
         extensions += base[:, :, None]
+        if self.max_lens is not None:
+            at_max = self.prefixes.lengths[:r] >= self.max_lens[:r, None]
+            extensions.masked_fill_(at_max[:, :, None], NEG_INF)
         # The last label again: only the paths that end in blank. Extensions that are in the beam have got their mass.
         last = self.prefixes.last[:r]
         again = (label_score + from_b).float() - base

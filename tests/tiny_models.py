@@ -8,8 +8,9 @@ from dataclasses import asdict
 import returnn.frontend as rf
 import torch
 from returnn.tensor import Dim, Tensor, batch_dim
+from returnn.util.basic import BehaviorVersion
 
-from rf_models.aed_ctc import AedCtcModel
+from configs.base.run import BEHAVIOR_VERSION
 from rf_models.checkpoint import ModelInfo, build_model
 from rf_models.lm_options import LstmLmOptions, MiniLstmIlmOptions, TransformerLmOptions
 from rf_models.options import AedCtcOptions
@@ -50,6 +51,8 @@ def randomise(model: rf.Module, seed: int, std: float = 0.4) -> None:
 def make_model(opts, *, num_labels: int, eos_index: int = 0, seed: int = 1, std: float = 0.4) -> rf.Module:
     """:return: random model in evaluation mode"""
     rf.select_backend_torch()
+    if BehaviorVersion.get() < BEHAVIOR_VERSION:
+        BehaviorVersion.set(BEHAVIOR_VERSION)
     info = ModelInfo(KINDS[type(opts)], asdict(opts), num_labels, eos_index)
     model = build_model(info)
     randomise(model, seed, std)
@@ -69,22 +72,18 @@ def save_model(filename: str, opts, *, num_labels: int, eos_index: int = 0, seed
     return filename
 
 
-def audio_batch(seconds: list[float], *, seed: int = 0, padding: float = 0.0) -> tuple[Tensor, Dim]:
+def audio_batch(seconds: list[float], *, seed: int = 0) -> tuple[Tensor, Dim]:
     """
     :param seconds: of each utterance; utterance i has the same audio in any batch with the same seed and duration
-    :param padding: more seconds behind the longest
     :return: {batch, time} noise, time
     """
     samples = [round(s * 16_000) for s in seconds]
+    batch_dim.reset_eager()
+    size = torch.tensor(len(samples), dtype=torch.int32)
+    batch_dim.dyn_size_ext = Tensor("batch", dims=[], dtype="int32", raw_tensor=size)
     lengths = Tensor("lengths", dims=[batch_dim], dtype="int32", raw_tensor=torch.tensor(samples, dtype=torch.int32))
     time_dim = Dim(lengths, name="time")
-    raw = torch.zeros(len(samples), max(samples) + round(padding * 16_000))
+    raw = torch.zeros(len(samples), max(samples))
     for row, n in zip(raw, samples, strict=True):
         row[:n] = torch.randn(n, generator=torch.Generator().manual_seed(seed + n)) * 0.1
-    batch_dim.reset_eager()
     return Tensor("audio", dims=[batch_dim, time_dim], dtype="float32", raw_tensor=raw), time_dim
-
-
-def is_aed(model: rf.Module) -> bool:
-    """:return: whether it is an ASR model"""
-    return isinstance(model, AedCtcModel)

@@ -42,6 +42,7 @@ def prepare_ctc_log_probs(
     prior_scale: float = 0.0,
     prior_type: Literal["frame", "label"] = "frame",
     merge_prior: bool = True,
+    blank_penalty: float = 0.0,
     soft_collapse_threshold: float | None = None,
     blank_collapse_threshold: float | None = None,
 ) -> CtcPosteriors:
@@ -55,6 +56,7 @@ def prepare_ctc_log_probs(
     :param prior_type:
     :param merge_prior: with ``eos = "merge"``, whether the prior of EOS is merged into that of blank, as the posterior
         is. The original recipes did not.
+    :param blank_penalty:
     :param soft_collapse_threshold: None: off
     :param blank_collapse_threshold: None: off
     """
@@ -77,6 +79,8 @@ def prepare_ctc_log_probs(
             log_probs = subtract_prior(log_probs, log_prior, scale=prior_scale)
         else:
             label_log_prior = torch.log_softmax(log_prior[:-1], dim=0)
+    if blank_penalty:
+        log_probs = torch.cat((log_probs[..., :-1], log_probs[..., -1:] - blank_penalty), dim=-1)
     frames = torch.arange(log_probs.shape[1], device=log_probs.device).expand(log_probs.shape[:2])
     if soft_collapse_threshold is not None:
         log_probs, lengths, frames = soft_collapse(log_probs, lengths, frames, threshold=soft_collapse_threshold)
