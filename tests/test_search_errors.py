@@ -10,6 +10,7 @@ import random
 import pytest
 import torch
 from brute_force import NEG_INF, TableScorer, log_sum, path_scores, random_posteriors, scorer_set
+from tiny_setup import make_tiny_setup
 from tool_runs import ROOT, call_tool, run_tool
 
 from recog.analysis.beam_curve import beam_curve, plot_beam_curve
@@ -334,3 +335,24 @@ def test_tool_over_beams(tmp_path):
     assert [p["real_time_factor"] for p in points] == [0.01, 0.04]
     assert (tmp_path / "b.svg").read_text().startswith("<?xml")
     assert os.path.isfile(tmp_path / "output" / "toy_beams" / "beam4" / "nbest.jsonl")
+
+
+def test_tool_runs_everything(tmp_path_factory):
+    """Search, forced references, forced hypotheses by rnn.py: each hypothesis gets its own score again."""
+    setup = make_tiny_setup(str(tmp_path_factory.mktemp("errors")))
+    configs = [os.path.join(ROOT, "configs", f"demo_{name}_timesync.config") for name in ("recog", "forced")]
+    options = ["++data_dir", setup.data_dir, "++vocab", setup.vocab.name, "++load", setup.checkpoints["aed"]]
+    options += ["++beam_size", 4, "++recombination", "sum", "++exact_ctc", True]
+    args = ["--run", *configs, "--parts", "dev", "--json", "e.json", *options]
+    result = run_tool("search_errors", *args, cwd=setup.folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    with open(os.path.join(setup.folder, "e.json")) as file:
+        (record,) = json.load(file)["pairs"]
+    assert record["num_utts"] == 5 == sum(record["counts"].values())
+    assert record["audit"]["num_hyps"] == 20 and record["audit"]["num_different"] == 0
+    # References of random models: some have too many labels for their frames, the others are model or search errors.
+    assert record["counts"]["impossible"] > 0 and record["counts"]["impossible"] < 5
+    hyps = os.path.join(setup.folder, "output", "demo_recog_timesync_errors", "hypotheses", "nbest.jsonl")
+    recog, _ = (hyps.replace("hypotheses", name) for name in ("search", "references"))
+    wrong = call_tool("search_errors", recog, hyps, cwd=setup.folder)
+    assert wrong.returncode == 1 and "has forced scores of hypotheses" in wrong.stderr

@@ -9,9 +9,12 @@ files: forced to its own labels, a hypothesis must get its own score.
 
   python tools/search_errors.py output/demo_recog_labelsync/nbest.jsonl output/demo_forced_labelsync/nbest.jsonl
   python tools/search_errors.py RECOG1 FORCED1 RECOG2 FORCED2 --parts dev --list 10 --json errors.json
-  python tools/search_errors.py --beams 1,2,4,8,16,32,64 configs/demo_recog_labelsync.config --parts dev \\
-      --forced output/demo_forced_labelsync/nbest.jsonl --plot beams.png ++ctc_scale 0.3
+  python tools/search_errors.py --run configs/demo_recog_timesync.config configs/demo_forced_timesync.config \\
+      --parts dev ++recombination sum ++beam_size 4
+  python tools/search_errors.py --beams 1,2,4,8,16,32,64 configs/demo_recog_labelsync.config \\
+      configs/demo_forced_labelsync.config --parts dev --plot beams.png ++ctc_scale 0.3
 
+--run does all that is needed with rnn.py: the search, forced scores of the references and of all hypotheses.
 --beams runs the search with each beam size (a run that has finished before is not repeated) and gives WER, search
 errors and real-time factor over the beam size, as table and plot.
 """
@@ -51,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
             if filename and filename.removesuffix(".gz").endswith(".jsonl"):
                 raise AnalysisError(f"--{option} {filename}: that is the name of an n-best file")
         labels_of = load_vocab(args.vocab).text_to_labels if args.vocab else None
+        if args.run:
+            args.files, args.forced_hyps = _run_all(args)
         record = _beams(args, labels_of) if args.beams else _pairs(args, labels_of)
         if args.json:
             with open_text_for_writing(args.json) as file:
@@ -74,7 +79,17 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "files", metavar="FILE", nargs="+", help="RECOG FORCED [RECOG FORCED ...]; with --beams: CONFIG"
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="RECOG FORCED [RECOG FORCED ...]; with --run and --beams: CONFIG FORCED_CONFIG",
+    )
+    parser.add_argument(
+        "--forced-hyps",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="forced scores of the hypotheses of RECOG (once for each pair of files): for the audit",
     )
     parser.add_argument("--parts", type=_words, metavar="P,P", help="parts of the corpus (default: all)")
     parser.add_argument("--list", type=int, default=0, metavar="N", help="print the N worst search errors")
@@ -88,24 +103,34 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     parser.add_argument("--json", metavar="FILE", help="write all numbers, with every utterance")
-    beams = parser.add_argument_group("over the beam size")
-    beams.add_argument("--beams", type=_numbers, metavar="N,N", help="beam sizes. ++ options at the end go to rnn.py")
-    beams.add_argument("--forced", metavar="FILE", help="forced scores of the references (one file: no beam in it)")
-    beams.add_argument("--plot", metavar="FILE", help="write the curves as picture (.png, .svg, .pdf)")
-    beams.add_argument("--output-dir", metavar="DIR", help="of the runs (default: output/<config name>_beams)")
+    runs = parser.add_argument_group("with runs of rnn.py (++ options at the end go to them)")
+    runs.add_argument("--run", action="store_true", help="search, score references and hypotheses, count")
+    runs.add_argument("--beams", type=_numbers, metavar="N,N", help="the curve over these beam sizes")
+    runs.add_argument("--forced", metavar="FILE", help="forced scores of the references, instead of FORCED_CONFIG")
+    runs.add_argument("--plot", metavar="FILE", help="write the curve as picture (.png, .svg, .pdf)")
+    runs.add_argument(
+        "--output-dir", metavar="DIR", help="of the runs (default: output/<config name>_beams or _errors)"
+    )
     args = parser.parse_args(argv)
     args.overrides = overrides
+    num_files = len(args.files)
+    if args.run and args.beams:
+        parser.error("--run and --beams: choose one")
     if args.beams:
-        if len(args.files) != 1:
-            parser.error("--beams needs one config")
-    else:
-        if len(args.files) % 2:
-            parser.error("expected pairs of files: recognition, forced scores")
-        for option in ("forced", "plot", "output_dir"):
-            if getattr(args, option):
-                parser.error(f"--{option.replace('_', '-')} goes with --beams")
-        if overrides:
-            parser.error(f"{overrides[0]}: options of a search go with --beams")
+        if num_files > 2 or (args.forced and num_files == 2):
+            parser.error("--beams needs CONFIG, and FORCED_CONFIG or --forced FILE (or none of them)")
+    elif args.run:
+        if num_files != 2:
+            parser.error("--run needs CONFIG FORCED_CONFIG")
+    elif num_files % 2:
+        parser.error("expected pairs of files: recognition, forced scores")
+    if args.forced_hyps and (args.run or args.beams or len(args.forced_hyps) != num_files // 2):
+        parser.error("--forced-hyps: expected one for each pair of n-best files")
+    for option, modes in (("forced", "--beams"), ("plot", "--beams"), ("output_dir", "--run or --beams")):
+        if getattr(args, option) and not (args.beams or (args.run and option == "output_dir")):
+            parser.error(f"--{option.replace('_', '-')} goes with {modes}")
+    if overrides and not (args.run or args.beams):
+        parser.error(f"{overrides[0]}: options of a search go with --run or --beams")
     return args
 
 
@@ -125,6 +150,46 @@ def _load(file: str, args: argparse.Namespace, name: str | None = None) -> Run:
     return select_parts(run, args.parts) if args.parts else run
 
 
+# ---- runs of rnn.py
+
+
+def _rnn(config: str, overrides: Sequence[str], output_dir: str) -> str:
+    """
+    :param config:
+    :param overrides: ++ options
+    :param output_dir: of the run; if it has finished before, it is not repeated
+    :return: its n-best file
+    :raises AnalysisError: it failed
+    """
+    if not os.path.isfile(config):
+        raise AnalysisError(f"{config} does not exist")
+    command = [config, *overrides, "++output_dir", output_dir]
+    print("+ rnn.py " + " ".join(command), flush=True)
+    exit_code = subprocess.run([sys.executable, "-m", "returnn", *command]).returncode
+    if exit_code:
+        raise AnalysisError(f"the run failed with exit code {exit_code}; its log is {output_dir}/returnn.log")
+    return os.path.join(output_dir, "nbest.jsonl")
+
+
+def _folder(args: argparse.Namespace, ending: str) -> str:
+    name = os.path.splitext(os.path.basename(args.files[0]))[0]
+    return args.output_dir or os.path.join("output", name + ending)
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    return [*args.overrides, *(["++recog_parts", ",".join(args.parts)] if args.parts else [])]
+
+
+def _run_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """:return: n-best files of the search and of the forced references; that of the forced hypotheses"""
+    config, forced_config = args.files
+    folder, overrides = _folder(args, "_errors"), _overrides(args)
+    recognition = _rnn(config, overrides, os.path.join(folder, "search"))
+    references = _rnn(forced_config, overrides, os.path.join(folder, "references"))
+    hyps = _rnn(forced_config, [*overrides, "++nbest_file", recognition], os.path.join(folder, "hypotheses"))
+    return [recognition, references], [hyps]
+
+
 # ---- pairs of files
 
 
@@ -132,11 +197,19 @@ def _pairs(args: argparse.Namespace, labels_of: Callable[[str], Sequence[int]] |
     """:return: for JSON"""
     names = [run_name(file) for file in args.files[::2]]
     rows, audit_rows, records, listings = [], [], [], []
-    for recog_file, forced_file, name in zip(args.files[::2], args.files[1::2], names, strict=True):
+    hyps_files = args.forced_hyps or [None] * len(names)
+    triples = zip(args.files[::2], args.files[1::2], hyps_files, names, strict=True)
+    for recog_file, forced_file, hyps_file, name in triples:
         run = _load(recog_file, args, name if names.count(name) == 1 else recog_file)
-        forced = load_run(forced_file)
-        errors = count_search_errors(run, forced, labels_of=labels_of, best_segmentation=args.best_segmentation)
-        audit = audit_forced_scores(run, forced)
+        forced = [load_run(file) for file in (forced_file, hyps_file) if file]
+        errors = count_search_errors(
+            run,
+            forced[0],
+            forced_hyps=forced[1] if hyps_file else None,
+            labels_of=labels_of,
+            best_segmentation=args.best_segmentation,
+        )
+        audit = audit_forced_scores(run, *forced)
         rows.append(_row(run, errors))
         audit_rows.append(_audit_row(run, audit))
         listings.append((run, errors, audit))
@@ -215,21 +288,16 @@ def _print_details(run: Run, errors: SearchErrors, audit: Audit, args: argparse.
 def _beams(args: argparse.Namespace, labels_of: Callable[[str], Sequence[int]] | None) -> dict[str, Any]:
     """:return: for JSON"""
     config = args.files[0]
-    if not os.path.isfile(config):
-        raise AnalysisError(f"{config} does not exist")
-    forced = load_run(args.forced) if args.forced else None
     name = os.path.splitext(os.path.basename(config))[0]
-    folder = args.output_dir or os.path.join("output", f"{name}_beams")
-    overrides = [*args.overrides, *(["++recog_parts", ",".join(args.parts)] if args.parts else [])]
+    folder, overrides = _folder(args, "_beams"), _overrides(args)
     runs = {}
     for size in args.beams:
-        output_dir = os.path.join(folder, f"beam{size}")
-        command = [config, *overrides, "++beam_size", str(size), "++output_dir", output_dir]
-        print("+ rnn.py " + " ".join(command), flush=True)
-        exit_code = subprocess.run([sys.executable, "-m", "returnn", *command]).returncode
-        if exit_code:
-            raise AnalysisError(f"the search failed with exit code {exit_code}; its log is {output_dir}/returnn.log")
-        runs[size] = _load(os.path.join(output_dir, "nbest.jsonl"), args, f"beam {size}")
+        nbest_file = _rnn(config, [*overrides, "++beam_size", str(size)], os.path.join(folder, f"beam{size}"))
+        runs[size] = _load(nbest_file, args, f"beam {size}")
+    forced_file = args.forced
+    if len(args.files) == 2:
+        forced_file = _rnn(args.files[1], overrides, os.path.join(folder, "references"))
+    forced = load_run(forced_file) if forced_file else None
     points = beam_curve(runs, forced=forced, labels_of=labels_of, best_segmentation=args.best_segmentation)
     rows = []
     for point in points:
@@ -250,7 +318,7 @@ def _beams(args: argparse.Namespace, labels_of: Callable[[str], Sequence[int]] |
         "format": 1,
         "config": config,
         "overrides": overrides,
-        "forced_file": args.forced,
+        "forced_file": forced_file,
         "search": runs[args.beams[0]].header.search,
         "parts": runs[args.beams[0]].parts,
         "points": [point.as_dict() for point in points],

@@ -182,6 +182,7 @@ def check_same_definition(recognition: Run, forced: Run) -> None:
     # Options that change the definition of a score, where both files state them.
     for name in (
         "recombination blank_scale repeat_scale one_minus_term eos_at_end ilm_eos published_scoring ctc_layer ctc_eos"
+        " lm_checkpoint ilm_type ilm_checkpoint ilm_context_file ctc_checkpoint"
         " prior_scale prior_file prior_type soft_collapse_threshold blank_collapse_threshold coverage_threshold"
     ).split():
         if name in ours.options and name in theirs.options:
@@ -201,12 +202,14 @@ def _nonzero(scales: Mapping[str, float]) -> dict[str, float]:
 def find_reference(
     utt: Utterance,
     *,
+    references_only: bool = False,
     labels_of: Callable[[str], Sequence[int]] | None = None,
     best_segmentation: bool = False,
     normaliser: TextNormaliser = DEFAULT_NORMALISER,
 ) -> Hypothesis | None:
     """
     :param utt: of the file with forced scores
+    :param references_only: the file has nothing else than references, in their canonical segmentation
     :param labels_of: canonical segmentation of a text. None: there must not be several
     :param best_segmentation: the best score of all segmentations in the file instead of that of the canonical one
     :param normaliser: of texts
@@ -215,6 +218,8 @@ def find_reference(
     """
     if utt.ref is None:
         return None
+    if references_only:
+        return utt.hyps[0] if utt.hyps else None
     if labels_of is not None and not best_segmentation:
         canonical = list(labels_of(utt.ref))
         return next((hyp for hyp in utt.hyps if hyp.labels == canonical), None)
@@ -246,6 +251,7 @@ def count_search_errors(
     recognition: Run,
     forced: Run,
     *,
+    forced_hyps: Run | None = None,
     labels_of: Callable[[str], Sequence[int]] | None = None,
     best_segmentation: bool = False,
     normaliser: TextNormaliser = DEFAULT_NORMALISER,
@@ -254,12 +260,22 @@ def count_search_errors(
     :param recognition: what the search found
     :param forced: forced scores of the references, and perhaps of hypotheses: if the best one of the search is among
         them, its forced score counts, since that of the search may lack alignments that were pruned
+    :param forced_hyps: forced scores of the hypotheses, if they are in a file of their own
     :param labels_of: see :func:`find_reference`
     :param best_segmentation: see :func:`find_reference`
     :param normaliser: of texts
     :raises AnalysisError: not the same utterances, references or definition of the score
     """
     check_same_definition(recognition, forced)
+    if _is_forced(forced) and forced.header.options.get("nbest_file"):
+        raise AnalysisError(
+            f"{forced.file} has forced scores of hypotheses (of {forced.header.options['nbest_file']}), not of"
+            " references: those are what the forced config gives without ++nbest_file"
+        )
+    references_only = _is_forced(forced)
+    if forced_hyps is not None:
+        check_same_definition(recognition, forced_hyps)
+    hyps_by_tag = {utt.seq_tag: utt.hyps for utt in forced_hyps.utterances} if forced_hyps is not None else {}
     by_tag = {utt.seq_tag: utt for utt in forced.utterances}
     results = []
     for utt in recognition.utterances:
@@ -271,9 +287,14 @@ def count_search_errors(
         if normaliser.words(other.ref) != normaliser.words(utt.ref):
             raise AnalysisError(f"utterance {utt.seq_tag!r} has another reference in {forced.file}: {other.ref!r}")
         reference = find_reference(
-            other, labels_of=labels_of, best_segmentation=best_segmentation, normaliser=normaliser
+            other,
+            references_only=references_only,
+            labels_of=labels_of,
+            best_segmentation=best_segmentation,
+            normaliser=normaliser,
         )
-        results.append(_judge(utt, other, reference, recognition.header, normaliser))
+        rescored = [*other.hyps, *hyps_by_tag.get(utt.seq_tag, [])]
+        results.append(_judge(utt, rescored, reference, recognition.header, normaliser))
     if not results:
         raise AnalysisError(f"{recognition.file}: no utterance has a reference")
     if all(result.ref_score is None for result in results):
@@ -282,8 +303,17 @@ def count_search_errors(
     return SearchErrors(results)
 
 
+def _is_forced(run: Run) -> bool:
+    """:return: whether the file comes from a forced config (configs/*_forced_*.config)"""
+    return run.header.search.startswith("forced_")
+
+
 def _judge(
-    utt: Utterance, forced: Utterance, reference: Hypothesis | None, header: NBestHeader, normaliser: TextNormaliser
+    utt: Utterance,
+    forced: Sequence[Hypothesis],
+    reference: Hypothesis | None,
+    header: NBestHeader,
+    normaliser: TextNormaliser,
 ) -> UtteranceResult:
     ref_words = normaliser.words(utt.ref or "")
     first = utt.hyps[0] if utt.hyps else None
@@ -293,7 +323,7 @@ def _judge(
         rank = next((i for i, hyp in enumerate(utt.hyps, 1) if hyp.labels == reference.labels), None)
     found = first
     if first is not None:
-        found = next((hyp for hyp in forced.hyps if hyp.labels == first.labels), first)
+        found = next((hyp for hyp in forced if hyp.labels == first.labels), first)
     if reference is not None and found is not None:
         gap = reference.score - found.score
         for name, scale in header.scales.items():
@@ -341,18 +371,20 @@ def _kind(
     return "model_error" if gap < -tolerance else "tie"
 
 
-def audit_forced_scores(recognition: Run, forced: Run) -> Audit:
+def audit_forced_scores(recognition: Run, *forced: Run) -> Audit:
     """
     :param recognition: what the search found
-    :param forced: forced scores, by :func:`check_same_definition` of the same kind
-    :return: comparison of the scores of all label sequences that are in both
+    :param forced: files of forced scores, by :func:`check_same_definition` of the same kind
+    :return: comparison of the scores of all label sequences that the search found and that were forced
     """
-    by_tag = {utt.seq_tag: utt for utt in forced.utterances}
+    by_tag: dict[str, dict[tuple[int, ...], Hypothesis]] = {}
+    for run in forced:
+        for utt in run.utterances:
+            by_tag.setdefault(utt.seq_tag, {}).update({tuple(hyp.labels): hyp for hyp in utt.hyps})
     num_hyps = num_different = num_higher = 0
     max_gap, examples = 0.0, []
     for utt in recognition.utterances:
-        other = by_tag.get(utt.seq_tag)
-        forced_hyps = {tuple(hyp.labels): hyp for hyp in other.hyps} if other is not None else {}
+        forced_hyps = by_tag.get(utt.seq_tag, {})
         for i, hyp in enumerate(utt.hyps, 1):
             again = forced_hyps.get(tuple(hyp.labels))
             if again is None:
