@@ -16,10 +16,11 @@ from tool_runs import ROOT, call_tool, run_tool
 from recog.analysis.beam_curve import beam_curve, plot_beam_curve
 from recog.analysis.runs import AnalysisError, Run
 from recog.analysis.search_errors import audit_forced_scores, count_search_errors
+from recog.analysis.segmentation import segmentations
 from recog.forced_score import forced_scores
 from recog.forward import nbest_header
 from recog.label_sync import label_sync_search
-from recog.nbest import Hypothesis, NBestHeader, NBestWriter, Utterance
+from recog.nbest import Hypothesis, NBestHeader, NBestWriter, Utterance, load_nbest
 from recog.options import CtcOptions, LabelSyncOptions, TimeSyncOptions
 from recog.time_sync import time_sync_search
 
@@ -157,6 +158,33 @@ def test_no_search_errors_with_a_full_beam():
         errors = count_search_errors(toy.search(full), toy.forced(opts, [[ref] for ref in toy.refs]))
         assert errors.count("search_error") == 0 and errors.count("model_error") > 0
         assert errors.wer == errors.wer_without_search_errors > 0
+
+
+class LetterVocab:
+    """A vocabulary with given sub-words."""
+
+    type, eos_index = "bpe", 0
+
+    def __init__(self, names):
+        self.names = ["<s>", *names]
+        self.num_labels = len(self.names)
+
+    def label_name(self, label):
+        return self.names[label]
+
+    def labels_to_text(self, labels):
+        return " ".join(self.names[label] for label in labels).replace("@@ ", "")
+
+    def text_to_labels(self, text):
+        return [self.names.index(name) for name in {"ab a": ["a@@", "b", "a"], "b": ["b"]}[text]]
+
+
+def test_segmentations():
+    vocab = LetterVocab(["a@@", "b@@", "a", "b", "ab"])
+    names = [[vocab.names[i] for i in labels] for labels in segmentations(vocab, "ab a", number=5)]
+    assert names == [["a@@", "b", "a"], ["ab", "a"]]  # the canonical one first, though it is longer
+    assert segmentations(vocab, "ab a", number=1) == [[1, 4, 3]]
+    assert segmentations(vocab, "b", number=9) == [[4]]
 
 
 HEADER = NBestHeader("label_sync", {"ctc": 1.0}, options={"ctc_eos": "merge"}, vocab={"num_labels": 9})
@@ -343,7 +371,8 @@ def test_tool_runs_everything(tmp_path_factory):
     configs = [os.path.join(ROOT, "configs", f"demo_{name}_timesync.config") for name in ("recog", "forced")]
     options = ["++data_dir", setup.data_dir, "++vocab", setup.vocab.name, "++load", setup.checkpoints["aed"]]
     options += ["++beam_size", 4, "++recombination", "sum", "++exact_ctc", True]
-    args = ["--run", *configs, "--parts", "dev", "--json", "e.json", *options]
+    vocab = os.path.join(setup.data_dir, "vocab", f"{setup.vocab.name}.json")
+    args = ["--run", *configs, "--parts", "dev", "--json", "e.json", "--segmentations", 5, "--vocab", vocab, *options]
     result = run_tool("search_errors", *args, cwd=setup.folder)
     assert result.returncode == 0, result.stdout + result.stderr
     with open(os.path.join(setup.folder, "e.json")) as file:
@@ -352,6 +381,12 @@ def test_tool_runs_everything(tmp_path_factory):
     assert record["audit"]["num_hyps"] == 20 and record["audit"]["num_different"] == 0
     # References of random models: some have too many labels for their frames, the others are model or search errors.
     assert record["counts"]["impossible"] > 0 and record["counts"]["impossible"] < 5
+    best = record["of_best_segmentation"]
+    assert sum(best["counts"].values()) == 5 and best["num_better_than_canonical"] >= 0
+    given = os.path.join(setup.folder, "output", "demo_recog_timesync_errors", "segmentations5.jsonl")
+    for utt in load_nbest(given)[1]:
+        assert utt.hyps[0].labels == setup.vocab.text_to_labels(utt.ref) and len(utt.hyps) > 1
+        assert {hyp.text for hyp in utt.hyps} == {utt.ref}
     hyps = os.path.join(setup.folder, "output", "demo_recog_timesync_errors", "hypotheses", "nbest.jsonl")
     recog, _ = (hyps.replace("hypotheses", name) for name in ("search", "references"))
     wrong = call_tool("search_errors", recog, hyps, cwd=setup.folder)

@@ -156,6 +156,8 @@ def test_ranges_and_what_cannot_be_tuned():
     assert all(r.tuned for r in ranges.values())
     published = NBestHeader("time_sync", scales, options={"blank_scale": 1.0, "repeat_scale": 1.0})
     assert not scale_ranges(published, list(scales))["ctc"].tuned
+    same_number = NBestHeader("time_sync", scales, options={"blank_scale": 0.3, "repeat_scale": 0.3})
+    assert not scale_ranges(same_number, list(scales))["ctc"].tuned
     with pytest.raises(ValueError, match="not linear"):
         scale_ranges(published, list(scales), tune=["ctc"])
     linear = NBestHeader("time_sync", scales, options={"blank_scale": "ctc", "repeat_scale": "ctc"})

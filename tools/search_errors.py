@@ -27,6 +27,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -34,9 +35,16 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from recog.analysis.beam_curve import beam_curve, plot_beam_curve
 from recog.analysis.runs import AnalysisError, Run, load_run, select_parts
 from recog.analysis.search_errors import Audit, SearchErrors, audit_forced_scores, count_search_errors
-from recog.nbest import NBestFormatError, open_text_for_writing
+from recog.analysis.segmentation import segmentations
+from recog.nbest import (
+    Hypothesis,
+    NBestFormatError,
+    NBestHeader,
+    NBestWriter,
+    open_text_for_writing,
+)
 from recog.text import DEFAULT_NORMALISER
-from recog.vocab import load_vocab
+from recog.vocab import Vocab, load_vocab
 from recog.wer import align_words, format_alignment, format_table, run_name
 
 __all__ = ["main"]
@@ -55,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise AnalysisError(f"--{option} {filename}: that is the name of an n-best file")
         labels_of = load_vocab(args.vocab).text_to_labels if args.vocab else None
         if args.run:
-            args.files, args.forced_hyps = _run_all(args)
+            args.files, args.forced_hyps, args.segmented = _run_all(args)
         record = _beams(args, labels_of) if args.beams else _pairs(args, labels_of)
         if args.json:
             with open_text_for_writing(args.json) as file:
@@ -105,6 +113,13 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write all numbers, with every utterance")
     runs = parser.add_argument_group("with runs of rnn.py (++ options at the end go to them)")
     runs.add_argument("--run", action="store_true", help="search, score references and hypotheses, count")
+    runs.add_argument(
+        "--segmentations",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --run: also score N segmentations of each reference and count with the best (needs --vocab)",
+    )
     runs.add_argument("--beams", type=_numbers, metavar="N,N", help="the curve over these beam sizes")
     runs.add_argument("--forced", metavar="FILE", help="forced scores of the references, instead of FORCED_CONFIG")
     runs.add_argument("--plot", metavar="FILE", help="write the curve as picture (.png, .svg, .pdf)")
@@ -112,7 +127,7 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--output-dir", metavar="DIR", help="of the runs (default: output/<config name>_beams or _errors)"
     )
     args = parser.parse_args(argv)
-    args.overrides = overrides
+    args.overrides, args.segmented = overrides, None
     num_files = len(args.files)
     if args.run and args.beams:
         parser.error("--run and --beams: choose one")
@@ -124,6 +139,8 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
             parser.error("--run needs CONFIG FORCED_CONFIG")
     elif num_files % 2:
         parser.error("expected pairs of files: recognition, forced scores")
+    if args.segmentations < 0 or (args.segmentations and not (args.run and args.vocab)):
+        parser.error("--segmentations N goes with --run and --vocab")
     if args.forced_hyps and (args.run or args.beams or len(args.forced_hyps) != num_files // 2):
         parser.error("--forced-hyps: expected one for each pair of n-best files")
     for option, modes in (("forced", "--beams"), ("plot", "--beams"), ("output_dir", "--run or --beams")):
@@ -180,14 +197,33 @@ def _overrides(args: argparse.Namespace) -> list[str]:
     return [*args.overrides, *(["++recog_parts", ",".join(args.parts)] if args.parts else [])]
 
 
-def _run_all(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """:return: n-best files of the search and of the forced references; that of the forced hypotheses"""
+def _run_all(args: argparse.Namespace) -> tuple[list[str], list[str], str | None]:
+    """
+    :return: n-best files of the search and of the forced references; that of the forced hypotheses; that of other
+        segmentations of the references
+    """
     config, forced_config = args.files
     folder, overrides = _folder(args, "_errors"), _overrides(args)
     recognition = _rnn(config, overrides, os.path.join(folder, "search"))
     references = _rnn(forced_config, overrides, os.path.join(folder, "references"))
     hyps = _rnn(forced_config, [*overrides, "++nbest_file", recognition], os.path.join(folder, "hypotheses"))
-    return [recognition, references], [hyps]
+    segmented = None
+    if args.segmentations:
+        given = os.path.join(folder, f"segmentations{args.segmentations}.jsonl")
+        if not os.path.exists(given):  # written anew, it would be another input for a run that has finished
+            _write_segmentations(given, load_run(recognition), load_vocab(args.vocab), args.segmentations)
+        segmented_dir = os.path.join(folder, f"segmentations{args.segmentations}")
+        segmented = _rnn(forced_config, [*overrides, "++nbest_file", given], segmented_dir)
+    return [recognition, references], [hyps], segmented
+
+
+def _write_segmentations(filename: str, run: Run, vocab: Vocab, number: int) -> None:
+    """Writes segmentations of the references as hypotheses without scores, for the forced config."""
+    with NBestWriter(filename, NBestHeader("segmentations", {}, vocab=vocab.describe())) as writer:
+        for utt in run.utterances:
+            lists = segmentations(vocab, utt.ref or "", number=number)
+            hyps = [Hypothesis(labels, vocab.labels_to_text(labels), 0.0, {}) for labels in lists]
+            writer.write(replace(utt, hyps=hyps, error=None))
 
 
 # ---- pairs of files
@@ -210,7 +246,14 @@ def _pairs(args: argparse.Namespace, labels_of: Callable[[str], Sequence[int]] |
             best_segmentation=args.best_segmentation,
         )
         audit = audit_forced_scores(run, *forced)
-        rows.append(_row(run, errors))
+        rows.append(_row(run.name, run, errors))
+        best_segmentation = None
+        if args.segmented:
+            segmented = load_run(args.segmented)
+            best = count_search_errors(run, segmented, forced_hyps=forced[1], best_segmentation=True)
+            rows.append(_row(f"{run.name}, best segmentation", run, best))
+            best_segmentation = {key: value for key, value in best.as_dict().items() if key != "utterances"}
+            best_segmentation["num_better_than_canonical"] = _num_better(errors, best)
         audit_rows.append(_audit_row(run, audit))
         listings.append((run, errors, audit))
         records.append(
@@ -224,6 +267,7 @@ def _pairs(args: argparse.Namespace, labels_of: Callable[[str], Sequence[int]] |
                 "best_segmentation": args.best_segmentation,
                 **errors.as_dict(),
                 "audit": vars(audit),
+                "of_best_segmentation": best_segmentation,
             }
         )
     header = ["run", "search", "utts", "WER %", "search err %", "model err %", "tie %", "impossible %", "correct %"]
@@ -232,17 +276,33 @@ def _pairs(args: argparse.Namespace, labels_of: Callable[[str], Sequence[int]] |
     print(format_table(header, audit_rows, num_text_columns=1, markdown=args.markdown))
     for run, errors, audit in listings:
         _print_details(run, errors, audit, args)
+    for record in records if args.segmented else []:
+        better = record["of_best_segmentation"]["num_better_than_canonical"]
+        print(
+            f"  {better} of {record['num_utts']} references score better in another segmentation than in the canonical"
+            f" one (best of up to {args.segmentations})"
+        )
     return {"format": 1, "pairs": records}
 
 
-def _row(run: Run, errors: SearchErrors) -> list[str]:
+def _num_better(canonical: SearchErrors, best: SearchErrors) -> int:
+    """:return: number of references that score better in another segmentation than in the canonical one"""
+    scores = {utt.seq_tag: utt.ref_score for utt in canonical.utterances}
+    number = 0
+    for utt in best.utterances:
+        score = scores[utt.seq_tag]
+        number += utt.ref_score is not None and (score is None or utt.ref_score > score + 1e-3)
+    return number
+
+
+def _row(name: str, run: Run, errors: SearchErrors) -> list[str]:
     def percent(kind: Any) -> str:
         return f"{errors.percent(kind):.2f}"
 
     correct = errors.percent("correct") + errors.percent("segmentation")
     wers = ["-" if wer is None else f"{wer:.2f}" for wer in (errors.wer, errors.wer_without_search_errors)]
     kinds = [percent(kind) for kind in ("search_error", "model_error", "tie", "impossible")]
-    return [run.name, run.header.search, str(errors.num_utts), wers[0], *kinds, f"{correct:.2f}", wers[1]]
+    return [name, run.header.search, str(errors.num_utts), wers[0], *kinds, f"{correct:.2f}", wers[1]]
 
 
 def _audit_row(run: Run, audit: Audit) -> list[str]:

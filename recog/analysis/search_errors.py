@@ -183,7 +183,8 @@ def check_same_definition(recognition: Run, forced: Run) -> None:
     for name in (
         "recombination blank_scale repeat_scale one_minus_term eos_at_end ilm_eos published_scoring ctc_layer ctc_eos"
         " lm_checkpoint ilm_type ilm_checkpoint ilm_context_file ctc_checkpoint"
-        " prior_scale prior_file prior_type soft_collapse_threshold blank_collapse_threshold coverage_threshold"
+        " prior_scale prior_file prior_type blank_penalty soft_collapse_threshold blank_collapse_threshold"
+        " coverage_threshold"
     ).split():
         if name in ours.options and name in theirs.options:
             pairs.append((name, ours.options[name], theirs.options[name]))
@@ -267,12 +268,13 @@ def count_search_errors(
     :raises AnalysisError: not the same utterances, references or definition of the score
     """
     check_same_definition(recognition, forced)
-    if _is_forced(forced) and forced.header.options.get("nbest_file"):
+    of_hyps = _is_forced(forced) and bool(forced.header.options.get("nbest_file"))
+    if of_hyps and not best_segmentation:  # with it, the file can have several segmentations of the references
         raise AnalysisError(
             f"{forced.file} has forced scores of hypotheses (of {forced.header.options['nbest_file']}), not of"
             " references: those are what the forced config gives without ++nbest_file"
         )
-    references_only = _is_forced(forced)
+    references_only = _is_forced(forced) and not of_hyps
     if forced_hyps is not None:
         check_same_definition(recognition, forced_hyps)
     hyps_by_tag = {utt.seq_tag: utt.hyps for utt in forced_hyps.utterances} if forced_hyps is not None else {}

@@ -96,9 +96,9 @@ def _not_linear(header: NBestHeader) -> set[str]:
     opts = header.options
     if header.search != "time_sync":
         return set()
-    ctc_scale = header.scales.get("ctc", 1.0)
-    own_scale = [opts.get(name, "ctc") not in ("ctc", ctc_scale) for name in ("blank_scale", "repeat_scale")]
-    return {"ctc"} if any(own_scale) or opts.get("one_minus_term") or not opts.get("ctc_scale", 1.0) else set()
+    # Also a number that happens to be that of ctc_scale: it would not move with it.
+    own_scale = any(opts.get(name, "ctc") != "ctc" for name in ("blank_scale", "repeat_scale"))
+    return {"ctc"} if own_scale or opts.get("one_minus_term") or not opts.get("ctc_scale", 1.0) else set()
 
 
 def _size(scales: Mapping[str, float]) -> float:
