@@ -12,6 +12,7 @@ from returnn.tensor import Tensor as RfTensor
 
 from rf_models.aed_ctc import AedCtcModel, EncoderOutput
 from rf_models.combined import CombinedModel
+from rf_models.encoder import SAMPLE_RATE
 from rf_models.ilm import MiniLstmIlm
 
 from .core.posteriors import CtcPosteriors, prepare_ctc_log_probs
@@ -33,6 +34,10 @@ __all__ = [
     "search_inputs",
     "signed_scales",
 ]
+
+
+_WINDOW = round(0.025 * SAMPLE_RATE)
+"""Samples of one window of the features."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,30 @@ class Encoded:
 def encode(model: AedCtcModel, audio: RfTensor, *, in_spatial_dim: Dim) -> Encoded:
     """
     :param model:
-    :param audio: {batch, in_spatial_dim[, 1]} samples
+    :param audio: {batch, in_spatial_dim[, 1]} samples. What is shorter than one window of the features is filled up
+        with zeros to that length, and so gets one frame.
     :param in_spatial_dim:
     """
+    audio, in_spatial_dim = _at_least_one_frame(audio, in_spatial_dim)
     asr = model.encode(audio, in_spatial_dim=in_spatial_dim)
     ctc = model.encode_for_ctc(audio, in_spatial_dim=in_spatial_dim) if isinstance(model, CombinedModel) else None
     return Encoded(asr=asr, ctc=ctc)
+
+
+def _at_least_one_frame(audio: RfTensor, time_dim: Dim) -> tuple[RfTensor, Dim]:
+    """:return: the same if all are long enough; otherwise the short ones filled up with zeros, and a new time dim"""
+    lengths = time_dim.get_size_tensor().raw_tensor  # on the host
+    if int(lengths.min()) >= _WINDOW:
+        return audio, time_dim
+    dims = [batch_dim, time_dim, *audio.remaining_dims([batch_dim, time_dim])]
+    raw = audio.copy_transpose(dims).raw_tensor.clone()
+    outside = torch.arange(raw.shape[1], device=raw.device) >= lengths.to(raw.device)[:, None]
+    raw[outside] = 0.0
+    missing = max(0, _WINDOW - raw.shape[1])
+    raw = torch.cat((raw, raw.new_zeros((raw.shape[0], missing, *raw.shape[2:]))), dim=1)
+    sizes = RfTensor("lengths", dims=[batch_dim], dtype="int32", raw_tensor=lengths.int().clamp(min=_WINDOW))
+    new_dim = Dim(sizes, name="time")
+    return RfTensor("audio", dims=[batch_dim, new_dim, *dims[2:]], dtype=audio.dtype, raw_tensor=raw), new_dim
 
 
 def signed_scales(opts: SearchOptions | GreedyOptions, ctc_opts: CtcOptions) -> dict[str, float]:

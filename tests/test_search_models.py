@@ -201,6 +201,20 @@ def test_length_limits(models):
         assert limited > 5
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_shorter_than_one_window(models, name):
+    """10 ms of audio are no frame, and one or no sample neither: still defined, and the same in any batch."""
+    case = replace(CASES[name])
+    model = combined(models, case)
+    together, encoded, _ = search(model, case, [0.01, 0.5, 1 / 16_000])
+    assert encoded.lengths().tolist() == [1, 8, 1]
+    assert not together.scores.isnan().any()
+    alone, _, _ = search(model, case, [0.01])
+    assert nbest(alone, 0)
+    assert_same_nbest(nbest(together, 0), nbest(alone, 0))
+    assert all(len(labels) <= 1 for labels, _ in nbest(together, 2))
+
+
 def test_scorers_that_have_no_scale_are_not_run(models, monkeypatch):
     """CTC and LM only: no decoder step, not even the encoder's part of the attention."""
     case = CASES["label-sync, CTC and LM only"]
