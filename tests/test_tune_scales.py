@@ -11,13 +11,13 @@ import pytest
 from tool_runs import ROOT, call_tool, run_tool
 
 from recog.analysis.arrays import NBestArrays, make_arrays
+from recog.analysis.expected import expected_errors
 from recog.analysis.line_search import error_curve
 from recog.analysis.runs import is_test_name
 from recog.analysis.significance import bootstrap_errors
 from recog.analysis.tuning import (
     cross_validated_errors,
     error_surface,
-    expected_errors,
     option_overrides,
     scale_interval,
     scale_ranges,

@@ -13,7 +13,7 @@ from kaldialign import edit_distance
 from ..nbest import Hypothesis, NBestHeader, Utterance
 from ..text import DEFAULT_NORMALISER, TextNormaliser
 
-__all__ = ["NBestArrays", "count_word_errors", "make_arrays"]
+__all__ = ["NBestArrays", "count_word_errors", "make_arrays", "scale_size"]
 
 
 def count_word_errors(ref: Sequence[str], hyp: Sequence[str]) -> int:
@@ -52,6 +52,10 @@ class NBestArrays:
     def vector(self, scales: Mapping[str, float]) -> np.ndarray:
         """:return: [C] float64, scales in the order of the components; 0 for those that are not given"""
         return np.array([float(scales.get(name, 0.0)) for name in self.components])
+
+    def mapping(self, scales: np.ndarray) -> dict[str, float]:
+        """:return: component -> scale, of scales [C]"""
+        return {name: float(scale) for name, scale in zip(self.components, scales, strict=True)}
 
     def totals(self, scales: np.ndarray) -> np.ndarray:
         """
@@ -151,3 +155,9 @@ def _component(hyp: Hypothesis, name: str, utt: Utterance) -> float:
         f"utterance {utt.seq_tag!r}: no score of component {name!r}, only {', '.join(sorted(hyp.scores)) or 'none'}:"
         " search or rescore with a scale for it first"
     )
+
+
+def scale_size(scales: Mapping[str, float]) -> float:
+    """:return: |att| + |ctc|, the size of a set of scales; without both, the largest one; 1 if all are 0"""
+    size = abs(scales.get("att", 0.0)) + abs(scales.get("ctc", 0.0))
+    return size or max((abs(value) for value in scales.values()), default=0.0) or 1.0

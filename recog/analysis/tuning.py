@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from ..nbest import NBestHeader
-from .arrays import NBestArrays
+from .arrays import NBestArrays, scale_size
+from .expected import expected_errors, minimise_expected
 from .line_search import ErrorCurve, error_curve
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Tuning",
     "cross_validated_errors",
     "error_surface",
-    "expected_errors",
     "option_overrides",
     "scale_interval",
     "scale_ranges",
@@ -62,8 +61,8 @@ def scale_ranges(
     :param tune: components to tune. None: all but what cannot be tuned on an n-best list: the CTC scale of a
         time-synchronous search whose blank and repeat frames have scales of their own (the CTC part is then not linear
         in it). It stays, and the others move relative to it.
-    :param max_ratio: largest scale, relative to the size of all scales (see :func:`_size`); of the length reward 10 is
-        already a lot, since it is per label
+    :param max_ratio: largest scale, relative to the size of all scales (:func:`.arrays.scale_size`). Of the length
+        reward 10 is already a lot, since it is per label.
     :param min_ratio: smallest absolute scale of components that cannot have either sign, relative to the same
     :return: component -> range
     :raises ValueError: unknown component, or one that cannot be tuned
@@ -78,7 +77,7 @@ def scale_ranges(
                     f"cannot tune the scale of {name!r} on this n-best list: the search had blank_scale, repeat_scale"
                     " or one_minus_term, so the CTC part is not linear in it. Tune the others relative to it."
                 )
-    high, low = max_ratio * _size(header.scales), min_ratio * _size(header.scales)
+    high, low = max_ratio * scale_size(header.scales), min_ratio * scale_size(header.scales)
     ranges = {}
     for name in components:
         tuned = name not in fixed if tune is None else name in tune
@@ -99,12 +98,6 @@ def _not_linear(header: NBestHeader) -> set[str]:
     # Also a number that happens to be that of ctc_scale: it would not move with it.
     own_scale = any(opts.get(name, "ctc") != "ctc" for name in ("blank_scale", "repeat_scale"))
     return {"ctc"} if own_scale or opts.get("one_minus_term") or not opts.get("ctc_scale", 1.0) else set()
-
-
-def _size(scales: Mapping[str, float]) -> float:
-    """:return: |att| + |ctc|, the size of a set of scales; without both, the largest one; 1 if all are 0"""
-    size = abs(scales.get("att", 0.0)) + abs(scales.get("ctc", 0.0))
-    return size or max((abs(value) for value in scales.values()), default=0.0) or 1.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +145,7 @@ def tune_scales(
     low = np.array([ranges[name].low for name in arrays.components])
     high = np.array([ranges[name].high for name in arrays.components])
     everything_free = len(free) == len(arrays.components)
-    size = _size(default)
+    size = scale_size(default)
     rng = np.random.default_rng(seed)
     start_errors = arrays.num_errors(base)
     starts = [base] + [_random_start(base, free, low, high, size, rng) for _ in range(restarts if free else 0)]
@@ -161,7 +154,7 @@ def tune_scales(
         if criterion == "wer":
             scales = _descend(arrays, start, free, low, high, size, rng)
         elif criterion == "expected":
-            scales = _minimise_expected(arrays, start, free, low, high, size if everything_free else None)
+            scales = minimise_expected(arrays, start, free, low, high, size if everything_free else None)
         else:
             raise ValueError(f"criterion {criterion!r}: expected wer or expected")
         if everything_free:
@@ -172,11 +165,11 @@ def tune_scales(
     before, best = _value(arrays, base, criterion), found[0][-1]
     scales = best if found[0][0] < before else base
     return Tuning(
-        default=_as_dict(arrays.components, base),
-        scales=_as_dict(arrays.components, scales),
+        default=arrays.mapping(base),
+        scales=arrays.mapping(scales),
         default_errors=start_errors,
         errors=arrays.num_errors(scales),
-        local_optima=[(_as_dict(arrays.components, s), arrays.num_errors(s)) for _, _, s in found],
+        local_optima=[(arrays.mapping(s), arrays.num_errors(s)) for _, _, s in found],
     )
 
 
@@ -184,13 +177,9 @@ def _value(arrays: NBestArrays, scales: np.ndarray, criterion: str) -> float:
     return float(arrays.num_errors(scales)) if criterion == "wer" else expected_errors(arrays, scales)[0]
 
 
-def _as_dict(components: Sequence[str], scales: np.ndarray) -> dict[str, float]:
-    return {name: float(scale) for name, scale in zip(components, scales, strict=True)}
-
-
 def _resized(components: Sequence[str], scales: np.ndarray, size: float) -> np.ndarray:
     """:return: the same direction with the given size"""
-    now = _size(_as_dict(components, scales))
+    now = scale_size(dict(zip(components, scales.tolist(), strict=True)))
     return scales * (size / now) if np.any(scales) else scales
 
 
@@ -290,63 +279,6 @@ def _blurred_errors(arrays: NBestArrays, scales: np.ndarray, free: list[int]) ->
         near[free] *= np.exp(rng.normal(0.0, 0.15, size=len(free)))
         total += arrays.num_errors(near)
     return total / 16
-
-
-# ---- expected word errors
-
-
-def expected_errors(arrays: NBestArrays, scales: np.ndarray) -> tuple[float, np.ndarray]:
-    """
-    :param arrays:
-    :param scales: [C]
-    :return: sum over utterances of sum_k p_k errors_k with p the softmax of the total scores over the n-best list
-        (minimum word error rate criterion, Povey & Woodland 2002); its gradient [C]
-    """
-    totals = arrays.totals(scales)
-    probs = np.exp(totals - totals.max(axis=1, keepdims=True))
-    probs /= probs.sum(axis=1, keepdims=True)
-    expected = (probs * arrays.errors).sum(axis=1, keepdims=True)
-    gradient = np.einsum("uk,ukc->c", probs * (arrays.errors - expected), arrays.features)
-    return float(expected.sum()), gradient
-
-
-def _minimise_expected(
-    arrays: NBestArrays, start: np.ndarray, free: list[int], low: np.ndarray, high: np.ndarray, size: float | None
-) -> np.ndarray:
-    """
-    :param size: of the scales, which must stay: otherwise a sharper distribution would always win. None: do not touch
-    :return: local minimum of the expected errors
-    """
-
-    def scales_of(x: np.ndarray) -> tuple[np.ndarray, float]:
-        scales = start.copy()
-        scales[free] = x
-        now = _size(_as_dict(arrays.components, scales))
-        return (scales, 1.0) if size is None else (scales * (size / now), size / now)
-
-    def value(x: np.ndarray) -> tuple[float, np.ndarray]:
-        scales, factor = scales_of(x)
-        errors, gradient = expected_errors(arrays, scales)
-        gradient = gradient * factor
-        if size is not None:  # the size is held: derivative of size / now
-            raw = scales / factor
-            names = arrays.components
-            inside = [i for i, name in enumerate(names) if name in ("att", "ctc") and raw[i]]
-            inside = inside or [int(np.abs(raw).argmax())]
-            along = float(gradient @ raw) / _size(_as_dict(names, raw))
-            for i in inside:
-                gradient[i] -= along * np.sign(raw[i])
-        return errors, gradient[free]
-
-    result = minimize(
-        value,
-        start[free],
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(low[i], high[i]) for i in free],
-        options={"maxiter": 200},
-    )
-    return scales_of(result.x)[0]
 
 
 # ---- how far to trust it
