@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
+from tiny_models import LSTM_LM, save_model
 from tiny_setup import TinySetup, make_tiny_setup
 
-from recog.nbest import audit, load_nbest
+from recog.nbest import Hypothesis, NBestHeader, NBestWriter, Utterance, audit, load_nbest
+from recog.options import LabelSyncOptions, RescoreOptions
+from recog.rescore import given_hypotheses, load_hypotheses
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def test_time_sync_with_language_model(setup):
     assert header.scales == {"ctc": 1.0, "lm": 0.3, "ilm": -0.2}
 
 
-def options_error(setup, monkeypatch, tmp_path, search, **options):
+def options_error(setup, monkeypatch, tmp_path, search, *, run="recognition_run", **options):
     """:return: message that the run ends with before it begins"""
     from configs.base import demo, recog
     from configs.base.options import OptionError
@@ -59,7 +63,7 @@ def options_error(setup, monkeypatch, tmp_path, search, **options):
     command_line |= {name: str(value) for name, value in options.items()}
     monkeypatch.setattr(recog, "command_line_options", lambda: command_line)
     with pytest.raises(OptionError) as info:
-        recog.recognition_run({"__file__": "x.config"}, demo.setup, search)
+        getattr(recog, run)({"__file__": "x.config"}, demo.setup, search)
     return str(info.value)
 
 
@@ -85,10 +89,6 @@ def options_error(setup, monkeypatch, tmp_path, search, **options):
     ],
 )
 def test_wrong_combinations_are_refused_at_once(setup, monkeypatch, tmp_path, options, message):
-    from tiny_models import LSTM_LM, save_model
-
-    from recog.options import LabelSyncOptions
-
     files = dict(setup.checkpoints)
     if "other_vocab" in options.values():
         files["other_vocab"] = save_model(str(tmp_path / "other_vocab.pt"), LSTM_LM, num_labels=77)
@@ -97,10 +97,6 @@ def test_wrong_combinations_are_refused_at_once(setup, monkeypatch, tmp_path, op
 
 
 def test_checkpoint_that_does_not_say_what_it_is(setup, monkeypatch, tmp_path):
-    import torch
-
-    from recog.options import LabelSyncOptions
-
     content = torch.load(setup.checkpoints["lstm_lm"], weights_only=True)
     del content["model_info"]
     torch.save(content, tmp_path / "lm.pt")
@@ -161,3 +157,43 @@ def test_forced_scores_and_second_pass(setup):
             assert hyp.scores["first_pass"] == pytest.approx(before[tuple(hyp.labels)].score, abs=1e-4)
             assert hyp.scores["ilm"] == pytest.approx(before[tuple(hyp.labels)].scores["lm"], abs=1e-4)
             assert hyp.scores["ctc"] == pytest.approx(before[tuple(hyp.labels)].scores["ctc"], abs=1e-4)
+
+
+def write_nbest(filename, seq_tags, **vocab):
+    header = NBestHeader("label_sync", {"att": 1.0}, vocab=vocab)
+    with NBestWriter(filename, header) as writer:
+        for tag in seq_tags:
+            writer.write(Utterance(tag, 1.0, 9, None, [Hypothesis([1, 2], "x", -1.0, {"att": -1.0})]))
+    return filename
+
+
+def test_second_pass_without_a_right_first_pass(setup, monkeypatch, tmp_path):
+    search = RescoreOptions(att_scale=1.0)
+
+    def message(**options):
+        return options_error(setup, monkeypatch, tmp_path / "out", search, run="rescore_run", **options)
+
+    vocab = setup.vocab.describe()
+    assert "give its n-best file with ++nbest_file" in message()
+    assert "No such file" in message(nbest_file=tmp_path / "none.jsonl")
+    other = write_nbest(str(tmp_path / "other.jsonl"), ["dev/1"], **{**vocab, "num_labels": 99})
+    assert "num_labels 99 instead of 40" in message(nbest_file=other)
+    test = write_nbest(str(tmp_path / "test.jsonl"), ["test/1"], **vocab)
+    assert "has no utterances of dev, only of test" in message(nbest_file=test)
+    right = write_nbest(str(tmp_path / "right.jsonl"), ["dev/1"], **vocab)
+    assert "nothing to rescore with" in message(nbest_file=right, att_scale=0)
+    with pytest.raises(SystemExit, match=r"utterance 'dev/2' is not in the n-best file, which has 1 others"):
+        given_hypotheses(load_hypotheses(right, vocab=setup.vocab), ["dev/1", "dev/2"], device=torch.device("cpu"))
+
+
+def test_internal_lm_of_another_decoder_is_noticed(setup, tmp_path, capsys):
+    from configs.base.models import warn_of_other_decoder
+
+    assert warn_of_other_decoder(setup.checkpoints["aed"], setup.checkpoints["mini_ilm"])
+    assert "is not made of the decoder in" in capsys.readouterr().out
+    content = torch.load(setup.checkpoints["mini_ilm"], weights_only=True)
+    asr = torch.load(setup.checkpoints["aed"], weights_only=True)["model"]
+    content["model"]["prior_output_prob.bias"] = asr["decoder.output_prob.bias"]
+    torch.save(content, tmp_path / "ilm.pt")
+    assert not warn_of_other_decoder(setup.checkpoints["aed"], str(tmp_path / "ilm.pt"))
+    assert not capsys.readouterr().out

@@ -11,12 +11,19 @@ from typing import Any
 
 from recog.options import CtcOptions, ExternalModelOptions, GreedyOptions, IlmType, LabelSyncOptions, SearchOptions
 from recog.vocab import Vocab
-from rf_models.checkpoint import ModelInfo, read_model_info
+from rf_models.checkpoint import ModelInfo, load_state_dict, read_model_info
 from rf_models.options import AedCtcOptions
 
 from .options import OptionError
 
-__all__ = ["ExternalModels", "check_combination", "find_checkpoint", "open_external_models", "options_of_checkpoint"]
+__all__ = [
+    "ExternalModels",
+    "check_combination",
+    "find_checkpoint",
+    "open_external_models",
+    "options_of_checkpoint",
+    "warn_of_other_decoder",
+]
 
 _LM_KINDS = ("lstm_lm", "transformer_lm")
 _NOT_LOADED = {"ctc_model": ("decoder.",)}
@@ -111,6 +118,25 @@ def open_external_models(
             raise OptionError(f"ctc_checkpoint = {opts.ctc_checkpoint}: this model has no CTC head")
         infos["ctc_model"] = replace(info, options={**info.options, "with_decoder": False})
     return ExternalModels(infos=infos, checkpoints=checkpoints, ilm_type=ilm_type)
+
+
+def warn_of_other_decoder(asr_checkpoint: str, ilm_checkpoint: str) -> bool:
+    """
+    Prints a warning if an internal LM was made of another decoder than that of the ASR model.
+
+    :param asr_checkpoint:
+    :param ilm_checkpoint: of the kind mini_lstm_ilm
+    :return: whether it was
+    """
+    asr, ilm = load_state_dict(asr_checkpoint)[0], load_state_dict(ilm_checkpoint)[0]
+    mine, its = asr.get("decoder.output_prob.bias"), ilm.get("prior_output_prob.bias")
+    if mine is None or its is None or (mine.shape == its.shape and bool((mine == its).all())):
+        return False
+    print(
+        f"warning: the internal language model {ilm_checkpoint} is not made of the decoder in {asr_checkpoint}: what is"
+        " subtracted is another model's internal language model"
+    )
+    return True
 
 
 def check_combination(

@@ -29,6 +29,7 @@ from .models import (
     find_checkpoint,
     open_external_models,
     options_of_checkpoint,
+    warn_of_other_decoder,
 )
 from .options import OptionError, resolve_options
 from .recipes import RecipeOptions, check_models, chosen_row, row_options
@@ -218,6 +219,8 @@ def open_forward_run(
     groups[AedCtcOptions] = model_opts
     models = open_external_models(groups[ExternalModelOptions], search_opts, asr=model_opts, vocab=vocab)
     check_combination(model_opts, ctc_opts, search_opts, models)
+    if models.ilm_type == "mini_lstm":
+        warn_of_other_decoder(checkpoint, models.checkpoints["ilm"])
     return ForwardRun(
         namespace=namespace,
         corpus=corpus,
