@@ -177,7 +177,10 @@ def label_sync_search(
         prev_labels = labels
         if opts.ended_hyps == "in_beam":
             active, ended = _compete(active, ended, beam_size=beam_size, divisor_opts=divisor_opts)
-        if steps % check_interval == 0 and _all_done(active, ended, max_lens, opts, num_ended, divisor_opts):
+        # An utterance that is done must not go on only because others of its batch do.
+        done = _done(active, ended, max_lens, opts, num_ended, divisor_opts)
+        active.scores = active.scores.masked_fill(done[:, None], NEG_INF)
+        if steps % check_interval == 0 and bool(done.all()):
             break
 
     result = SearchResult(
@@ -227,10 +230,10 @@ def _compete(active: _Hyps, ended: _Hyps, *, beam_size: int, divisor_opts: dict)
     return active, ended
 
 
-def _all_done(
+def _done(
     active: _Hyps, ended: _Hyps, max_lens: Tensor, opts: LabelSyncOptions, num_ended: int, divisor_opts: dict
-) -> bool:
-    """:return: whether no utterance needs another step"""
+) -> Tensor:
+    """:return: [B] bool, which utterances need no other step"""
     best_active = active.scores.amax(dim=1)
     done = best_active == NEG_INF
     if opts.ended_hyps == "separate" and opts.early_stop and ended.scores.shape[1] >= num_ended:
@@ -239,5 +242,5 @@ def _all_done(
         best_length = torch.where(best_active < 0, max_lens, active.lengths[:, 0])
         bound = best_active / length_divisor(best_length, **divisor_opts)
         wanted = ended.scores.topk(min(opts.n_best or opts.beam_size, num_ended), dim=1).values[:, -1]
-        done |= bound < wanted
-    return bool(done.all())
+        done = done | (bound < wanted)
+    return done

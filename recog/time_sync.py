@@ -186,7 +186,7 @@ class _Search:
         from_any = self.combine(from_b, from_n)
         x_scaled = scaled(x_label, self.label_scale)
         # Prefixes of the beam which are an extension of another one in the beam get its mass now.
-        parent, has_parent = self.prefixes.find_parents(r, alive=self.combine(b, n) > NEG_INF)
+        parent, has_parent = self.prefixes.find_parents(r)
         repeats = self.prefixes.last[:r].gather(1, parent) == self.prefixes.last[:r]
         inflow = torch.where(repeats, from_b.gather(1, parent), from_any.gather(1, parent))
         inflow = inflow + x_scaled.gather(1, last).double()
@@ -199,6 +199,7 @@ class _Search:
         possible = scores > NEG_INF
         is_new = possible & (index >= beam_size)
         kept = _slots_of(index, possible & ~is_new, num_slots=beam_size)
+        self.prefixes.keep(kept)
         self.b[:r] = new_b.masked_fill(~kept, NEG_INF)
         self.n[:r] = new_n.masked_fill(~kept, NEG_INF)
 

@@ -29,6 +29,9 @@ class AttentionScorer(LabelScorer):
     State: LSTM h and c, context vector, accumulated attention weights (beta), and whether there is a label yet.
     """
 
+    on_cpu: bool | None = None
+    """Whether lengths may be read on the host in each step. None: if the encoder states are on a CPU."""
+
     def __init__(self, decoder: AttentionDecoder, memory: AttentionMemory, lengths: Tensor, *, track: bool = False):
         """
         :param decoder:
@@ -47,7 +50,8 @@ class AttentionScorer(LabelScorer):
         self.outside = torch.arange(self.enc.shape[1], device=self.enc.device) >= self.lengths[:, None]
         # One copy to the host per batch, none per step. On a CPU, chunks are cut to their utterances' length.
         self.max_length = int(self.lengths.max())
-        self.on_cpu = self.enc.device.type == "cpu"
+        if self.on_cpu is None:
+            self.on_cpu = self.enc.device.type == "cpu"
         self.track = track
 
         def weight(param, *dims) -> Tensor:

@@ -1,0 +1,1 @@
+"""What tools/benchmark_search.py measures: settings, the usual ways to do the same, timing."""
