@@ -354,7 +354,7 @@ def test_tool_over_beams(tmp_path):
     )
     write(forced, str(tmp_path / "f" / "nbest.jsonl"))
     args = ["--beams", "4,1", "toy.config", "--parts", "dev", "--forced", "f/nbest.jsonl", "--plot", "b.svg"]
-    result = run_tool("search_errors", *args, "--json", "b.json", cwd=tmp_path)
+    result = call_tool("search_errors", *args, "--json", "b.json", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     points = json.loads((tmp_path / "b.json").read_text())["points"]
     # Labels of wrong hypotheses are those of the reference, which scores better by 1: the audit's business, no error.
@@ -373,7 +373,7 @@ def test_tool_runs_everything(tmp_path_factory):
     options += ["++beam_size", 4, "++recombination", "sum", "++exact_ctc", True]
     vocab = os.path.join(setup.data_dir, "vocab", f"{setup.vocab.name}.json")
     args = ["--run", *configs, "--parts", "dev", "--json", "e.json", "--segmentations", 5, "--vocab", vocab, *options]
-    result = run_tool("search_errors", *args, cwd=setup.folder)
+    result = call_tool("search_errors", *args, cwd=setup.folder)
     assert result.returncode == 0, result.stdout + result.stderr
     with open(os.path.join(setup.folder, "e.json")) as file:
         (record,) = json.load(file)["pairs"]

@@ -357,7 +357,7 @@ sys.exit(0)
 def test_loop(tmp_path):
     (tmp_path / "toy.config").write_text(SEARCH_CONFIG.replace("ROOT", repr(ROOT)))
     args = ["--loop", "toy.config", "--parts", "dev", "--json", "loop.json", "++beam_size", "2"]
-    result = run_tool("tune_scales", *args, cwd=tmp_path)
+    result = call_tool("tune_scales", *args, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     record = json.loads((tmp_path / "loop.json").read_text())
     errors = [search["num_errors"] for search in record["searches"]]
@@ -368,5 +368,5 @@ def test_loop(tmp_path):
     assert sorted(os.listdir(tmp_path / "output" / "toy_tune")) == [f"search{i + 1}" for i in range(len(errors))]
     failed = call_tool("tune_scales", "--loop", "missing.config", "--parts", "dev", cwd=tmp_path)
     assert failed.returncode == 1 and failed.stderr == "error: missing.config does not exist\n"
-    failed = run_tool("tune_scales", *args[:-1], "3", "++output_dir", "x", cwd=tmp_path)
+    failed = call_tool("tune_scales", *args[:-1], "3", "++output_dir", "x", cwd=tmp_path)
     assert failed.returncode == 1 and "the search failed with exit code" in failed.stderr
