@@ -46,6 +46,7 @@ from recog.analysis.tuning import (
     warnings_about,
 )
 from recog.nbest import NBestFormatError, open_text_for_writing
+from recog.progress import Progress
 from recog.wer import format_table
 
 __all__ = ["main"]
@@ -212,7 +213,13 @@ def _tune(run: Run, args: argparse.Namespace, *, min_ratio: float = 0.0) -> _Res
             raise AnalysisError(f"{run.file}: all references are empty, there is no word error rate to minimise")
         ranges = scale_ranges(header, components, tune=args.tune, max_ratio=args.max_ratio, min_ratio=min_ratio)
         tuning = tune_scales(
-            arrays, header.scales, ranges, restarts=args.restarts, criterion=args.criterion, seed=args.seed
+            arrays,
+            header.scales,
+            ranges,
+            restarts=args.restarts,
+            criterion=args.criterion,
+            seed=args.seed,
+            progress=Progress("tuning").update,
         )
         # Of equally good exponents that of the search, then the first.
         key = (tuning.errors, exponent != header.length_norm_exponent)
@@ -242,7 +249,13 @@ def _describe(
     folds = args.folds if args.folds and len(arrays.errors) >= 2 * args.folds else 0
     if folds:
         systems["cross-validated"], fold_scales = cross_validated_errors(
-            arrays, tuning.default, ranges, folds=folds, criterion=args.criterion, seed=args.seed
+            arrays,
+            tuning.default,
+            ranges,
+            folds=folds,
+            criterion=args.criterion,
+            seed=args.seed,
+            progress=Progress("cross-validation").update,
         )
     rates = bootstrap_errors(list(systems.values()), arrays.num_ref_words, samples=args.bootstrap, seed=args.seed)
     intervals = {

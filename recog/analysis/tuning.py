@@ -9,7 +9,7 @@ that |att| + |ctc| stays what it was: thresholds of the search that refer to sco
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,6 +128,7 @@ def tune_scales(
     restarts: int = 20,
     criterion: str = "wer",
     seed: int = 1,
+    progress: Callable[[float], None] | None = None,
 ) -> Tuning:
     """
     :param arrays: n-best lists
@@ -138,6 +139,7 @@ def tune_scales(
         directions. "expected": word errors expected under the distribution over the n-best list that the scores
         define, by gradient descent; smoother, so it follows chance less on a small set.
     :param seed: of the random numbers
+    :param progress: is called with the fraction that is done
     :return: the best scales found. With two scales the optimum is the global one: a single line has it.
     """
     base = arrays.vector(default)
@@ -150,7 +152,9 @@ def tune_scales(
     start_errors = arrays.num_errors(base)
     starts = [base] + [_random_start(base, free, low, high, size, rng) for _ in range(restarts if free else 0)]
     found = []
-    for start in starts:
+    for i, start in enumerate(starts):
+        if progress is not None:
+            progress(i / len(starts))
         if criterion == "wer":
             scales = _descend(arrays, start, free, low, high, size, rng)
         elif criterion == "expected":
@@ -359,6 +363,7 @@ def cross_validated_errors(
     restarts: int = 5,
     criterion: str = "wer",
     seed: int = 1,
+    progress: Callable[[float], None] | None = None,
 ) -> tuple[np.ndarray, list[dict[str, float]]]:
     """
     Tunes on all but one fold and counts the errors on that one: what tuned scales are worth on other data of this kind.
@@ -370,12 +375,15 @@ def cross_validated_errors(
     :param restarts:
     :param criterion:
     :param seed:
+    :param progress: is called with the fraction that is done
     :return: [U] word errors of each utterance with the scales of the other folds; the scales of each fold
     """
     num_utts = len(arrays.errors)
     fold_of = np.random.default_rng(seed).permutation(num_utts) % folds
     errors, all_scales = np.zeros(num_utts, dtype=np.int64), []
     for fold in range(folds):
+        if progress is not None:
+            progress(fold / folds)
         held_out = fold_of == fold
         tuning = tune_scales(
             arrays.select(~held_out), default, ranges, restarts=restarts, criterion=criterion, seed=seed
