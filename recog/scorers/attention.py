@@ -14,6 +14,7 @@ from torch.nn import functional
 from rf_models.decoder import AttentionDecoder, AttentionMemory
 
 from .base import LabelScorer, State
+from .decoder_cell import DecoderCell
 
 __all__ = ["AttentionScorer"]
 
@@ -57,21 +58,15 @@ class AttentionScorer(LabelScorer):
         def weight(param, *dims) -> Tensor:
             return param.copy_transpose(dims).raw_tensor.detach()
 
-        lstm = decoder.s
-        gates = 4 * lstm.out_dim
-        self.embedding = decoder.target_embed.weight.raw_tensor.detach()
-        self.lstm = lstm
-        self.ff_weight = weight(lstm.ff_weight, gates, lstm.in_dim)
-        self.rec_weight = weight(lstm.rec_weight, gates, lstm.out_dim)
-        self.bias = lstm.bias.raw_tensor.detach()
+        self.cell = DecoderCell(
+            target_embed=decoder.target_embed,
+            s=decoder.s,
+            readout_in=decoder.readout_in,
+            output_prob=decoder.output_prob,
+        )
         self.w_feedback = weight(decoder.weight_feedback.weight, decoder.feedback_dim, decoder.att_dim)  # [1, A]
         self.w_s = weight(decoder.s_transformed.weight, decoder.att_dim, decoder.lstm_dim)
         self.w_energy = weight(decoder.energy.weight, decoder.att_dim, decoder.feedback_dim)[:, 0]
-        readout_in, output = decoder.readout_in, decoder.output_prob
-        self.readout_weight = weight(readout_in.weight, readout_in.out_dim, readout_in.in_dim)
-        self.readout_bias = readout_in.bias.raw_tensor.detach()
-        self.output_weight = weight(output.weight, output.out_dim, output.in_dim)
-        self.output_bias = output.bias.raw_tensor.detach()
         item_size = self.enc_ctx.element_size()
         chunk_bytes = _CHUNK_BYTES.get(self.enc.device.type, _CHUNK_BYTES_DEFAULT)
         self.chunk_rows = max(1, chunk_bytes // (max(1, self.max_length) * self.enc_ctx.shape[2] * item_size))
@@ -80,15 +75,8 @@ class AttentionScorer(LabelScorer):
         """:return: all zero: the first step sees no embedding and no context, as in training"""
         if batch_size != self.enc.shape[0]:
             raise ValueError(f"{batch_size} utterances, but the decoder has the encoder states of {self.enc.shape[0]}")
-        hidden = self.rec_weight.shape[1]
         new = self.enc.new_zeros
-        state = {
-            "h": new((batch_size, hidden)),
-            "c": new((batch_size, hidden)),
-            "att": new((batch_size, self.enc.shape[2])),
-            "beta": new((batch_size, self.enc.shape[1])),
-            "has_label": new((batch_size, 1)),
-        }
+        state = {**self.cell.initial_state(batch_size), "beta": new((batch_size, self.enc.shape[1]))}
         if self.track:
             state["att_sum"] = new((batch_size, self.enc.shape[1]))
             state["position"] = new((batch_size,))
@@ -97,12 +85,9 @@ class AttentionScorer(LabelScorer):
 
     def step(self, prev_labels: Tensor, state: State, utt: Tensor) -> tuple[Tensor, State]:
         """See :func:`LabelScorer.step`."""
-        embed = functional.embedding(prev_labels, self.embedding) * state["has_label"]
-        s, h, c = self._lstm(torch.cat((embed, state["att"]), dim=1), state["h"], state["c"])
+        embed = self.cell.embed(prev_labels, state)
+        s, h, c = self.cell.lstm(embed, state)
         weights, context = self._attend(functional.linear(s, self.w_s), state["beta"], utt)
-        readout = functional.linear(torch.cat((s, embed, context), dim=1), self.readout_weight, self.readout_bias)
-        readout = readout.unflatten(1, (-1, 2)).amax(dim=2)
-        log_probs = functional.linear(readout, self.output_weight, self.output_bias).log_softmax(dim=1)
         new_state = {
             "h": h,
             "c": c,
@@ -117,7 +102,7 @@ class AttentionScorer(LabelScorer):
             new_state["att_sum"] = state["att_sum"] + weights
             new_state["position"] = position
             new_state["backward"] = state["backward"] + step_back
-        return log_probs.float(), new_state
+        return self.cell.readout(s, embed, context), new_state
 
     def row_scores(self, state: State) -> dict[str, Tensor]:
         """
@@ -127,18 +112,6 @@ class AttentionScorer(LabelScorer):
         if not self.track:
             return {}
         return {"attention_sums": state["att_sum"], "monotonicity": -state["backward"]}
-
-    def _lstm(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Zoneout LSTM in evaluation mode. :return: output [N, hidden], new h, new c"""
-        gates = functional.linear(x, self.ff_weight, self.bias).addmm_(h, self.rec_weight.t())
-        parts = dict(zip(self.lstm.parts_order, gates.chunk(4, dim=1), strict=True))
-        forget = parts["f"] + self.lstm.forget_bias if self.lstm.forget_bias else parts["f"]
-        new_c = torch.sigmoid(forget) * c + torch.sigmoid(parts["i"]) * torch.tanh(parts["j"])
-        new_h = torch.sigmoid(parts["o"]) * torch.tanh(new_c)
-        # Zoneout is a mean here: (1 - factor) new + factor old.
-        zoned_c = torch.lerp(new_c, c, self.lstm.zoneout_factor_cell)
-        zoned_h = torch.lerp(new_h, h, self.lstm.zoneout_factor_output)
-        return (zoned_h if self.lstm.use_zoneout_output else new_h), zoned_h, zoned_c
 
     def _attend(self, s: Tensor, beta: Tensor, utt: Tensor) -> tuple[Tensor, Tensor]:
         """
