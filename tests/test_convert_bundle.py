@@ -33,16 +33,6 @@ def test_real_checkpoints(name):
     assert reader.read("global_step") == 123456
 
 
-@pytest.mark.parametrize("name", sorted(os.listdir(FIXTURES)))
-def test_same_values_as_tensorflow(name):
-    tf_reader = pytest.importorskip("tensorflow.compat.v1").train.NewCheckpointReader
-    reader = BundleReader(os.path.join(FIXTURES, name, "model"))
-    expected = tf_reader(reader.prefix)
-    assert {n: list(e.shape) for n, e in reader.entries.items()} == expected.get_variable_to_shape_map()
-    for param in reader.entries:
-        np.testing.assert_array_equal(reader.read(param), expected.get_tensor(param))
-
-
 def some_variables(rng=None) -> dict[str, np.ndarray]:
     rng = rng or np.random.default_rng(1)
     variables = {f"layer{i:02d}/sub/W": rng.normal(size=(i, 3)).astype(np.float32) for i in range(25)}

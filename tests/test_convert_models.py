@@ -29,6 +29,21 @@ KINDS = {
     "lstm_lm": ("ls_lstm_lm_small", []),
     "transformer_lm": ("ls_trafo_lm_small", ["--set", "num_heads=4"]),
     "mini_lstm_ilm": ("ls_mini_ilm_small", ["--asr-checkpoint", AED]),
+    # Made by tests/tf/cases.py: mel normalisation, zoneout output, no CTC; gelu, no positions; output not transposed.
+    "ted2_aed_ctc": (
+        "ted2_aed_small",
+        [
+            *("--mel-mean", os.path.join(FIXTURES, "ted2_aed_small", "mean.txt")),
+            *("--mel-stddev", os.path.join(FIXTURES, "ted2_aed_small", "std_dev.txt")),
+            *("--set", "dec_use_zoneout_output=True"),
+        ],
+    ),
+    "ted2_lstm_lm": ("ted2_lstm_lm_small", []),
+    "ted2_transformer_lm": (
+        "ted2_trafo_lm_small",
+        ["--set", "num_heads=3", "--set", "activation=gelu", "--set", "positional_encoding=False"],
+    ),
+    "ted2_mini_lstm_ilm": ("ted2_mini_ilm_small", ["--set", "dec_use_zoneout_output=True"]),
 }
 
 
@@ -61,7 +76,10 @@ def converted(tmp_path_factory) -> dict[str, str]:
     files = {}
     for kind, (name, args) in KINDS.items():
         files[kind] = str(folder / f"{kind}.pt")
-        assert convert(os.path.join(FIXTURES, name, "model"), files[kind], "--model", kind, *args) == 0
+        assert (
+            convert(os.path.join(FIXTURES, name, "model"), files[kind], "--model", kind.removeprefix("ted2_"), *args)
+            == 0
+        )
     return files
 
 
@@ -74,10 +92,12 @@ def test_same_outputs_as_tensorflow(converted, kind):
     stages = {r.stage: r for r in results}
     expected = {"aed_ctc": {"log_mel", "encoder", "ctc_log_probs", "dec_log_probs"}}
     expected["ctc"] = expected["aed_ctc"] - {"dec_log_probs"}
+    expected["ted2_aed_ctc"] = expected["aed_ctc"] - {"ctc_log_probs"}
     assert set(stages) == expected.get(kind, {"log_probs"})
     assert skipped == (["dec_log_probs"] if kind == "ctc" else [])
     for r in results:
-        assert r.num_seqs == (4 if "ctc" in kind else 2)
+        assert r.num_seqs == {"ls": 4 if "ctc" in kind else 2, "ted2": 6 if "ctc" in kind else 4}[name.split("_")[0]]
+        assert not r.note
         assert r.alone <= 1e-4 and r.in_batch <= 1e-4, r
 
 
@@ -119,12 +139,17 @@ def test_other_padding_is_visible(converted, tmp_path):
 def test_checkpoint_says_what_it_is(converted):
     for kind, filename in converted.items():
         info = read_model_info(filename)
-        assert info.kind == {"ctc": "aed_ctc"}.get(kind, kind)
-        assert (info.num_labels, info.eos_index) == (83, 0)
-        assert info.source["checkpoint"].endswith(("average", "network.035", "network.023", "checkpoint"))
+        assert info.kind == {"ctc": "aed_ctc"}.get(kind, kind.removeprefix("ted2_"))
+        assert (info.num_labels, info.eos_index) == (37 if "ted2" in kind else 83, 0)
+        assert info.source["checkpoint"].startswith(os.path.join(FIXTURES, KINDS[kind][0], "model"))
         content = torch.load(filename, weights_only=True)
         assert content["step"] == 123456
-        assert content["epoch"] == {"lstm_lm": 35, "transformer_lm": 23}.get(kind, 1)
+        assert content["epoch"] == {
+            "lstm_lm": 35,
+            "transformer_lm": 23,
+            "ted2_lstm_lm": 30,
+            "ted2_transformer_lm": 30,
+        }.get(kind, 1)
         assert all(value.dtype == torch.float32 for value in content["model"].values())
     aed = read_model_info(converted["aed_ctc"]).model_options()
     with open(os.path.join(FIXTURES, "ls_aed_small", "config.json"), encoding="utf8") as file:
@@ -136,6 +161,9 @@ def test_checkpoint_says_what_it_is(converted):
     assert (aed.dec_att_dim, aed.dec_readout_dim) == (sizes["key"], sizes["readout"])
     assert aed.dec_use_zoneout_output is False and aed.ctc_layers == (2,) and aed.with_decoder
     assert read_model_info(converted["ctc"]).model_options().with_decoder is False
+    ted2 = read_model_info(converted["ted2_aed_ctc"]).model_options()
+    assert ted2.mel_normalization and ted2.dec_use_zoneout_output and ted2.ctc_layers == ()
+    assert (ted2.num_mel_filters, ted2.enc_num_layers, ted2.enc_rel_pos_clipping) == (40, 3, 5)
     assert read_model_info(converted["mini_lstm_ilm"]).source["asr_checkpoint"] == AED
 
 
@@ -146,6 +174,24 @@ def test_wrong_options_are_found_by_verify(tmp_path, capsys):
         "log_mel_base=10.5": (AED, "ls_aed_small", "log_mel is the first", []),
         "enc_frontend_time_strides=1,2,3": (AED, "ls_aed_small", "encoder is the first", []),
         "ctc_layers=1": (AED, "ls_aed_small", "ctc_log_probs is the first", []),
+        "dec_use_zoneout_output=False": (
+            os.path.join(FIXTURES, "ted2_aed_small", "model"),
+            "ted2_aed_small",
+            "dec_log_probs is the first",
+            KINDS["ted2_aed_ctc"][1][:4],
+        ),
+        "mel_normalization=False": (
+            os.path.join(FIXTURES, "ted2_aed_small", "model"),
+            "ted2_aed_small",
+            "log_mel is the first",
+            ["--set", "dec_use_zoneout_output=True"],
+        ),
+        "activation=gelu_tanh": (
+            os.path.join(FIXTURES, "ted2_trafo_lm_small", "model"),
+            "ted2_trafo_lm_small",
+            "log_probs is the first",
+            ["--set", "num_heads=3", "--set", "positional_encoding=False"],
+        ),
         "num_heads=2": (TRAFO_LM, "ls_trafo_lm_small", "log_probs is the first", []),
         "activation=gelu": (TRAFO_LM, "ls_trafo_lm_small", "log_probs is the first", ["--set", "num_heads=4"]),
         "positional_encoding=False": (TRAFO_LM, "ls_trafo_lm_small", "log_probs", ["--set", "num_heads=4"]),

@@ -1,0 +1,1 @@
+"""Networks for TensorFlow; see ``make test-tf``."""
