@@ -1,13 +1,16 @@
 # make demo   from nothing to a WER table (README, "In ten minutes")
 # make test   lint and the whole test suite
-# Both set up .venv first, can be interrupted and started again, and do nothing twice.
+# make test-tf   TensorFlow networks, built and converted (needs Python 3.10 or 3.11; not part of make test)
+# All set up .venv first, can be interrupted and started again, and do nothing twice.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DATA := data/demo
+TF_VENV := .venv-tf
+PYTHON_FOR_TF ?= python3.11
 
-.PHONY: help demo demo-corpus demo-train demo-recog test lint venv clean-demo
+.PHONY: help demo demo-corpus demo-train demo-recog test test-tf lint venv clean-demo
 .DELETE_ON_ERROR:
 
 help:
@@ -50,3 +53,13 @@ lint: venv
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+# TensorFlow needs an old numpy, so it has an environment of its own. The first run compiles RETURNN's LSTM (needs g++).
+test-tf: venv $(TF_VENV)/.complete
+	OMP_NUM_THREADS=1 TF_PYTHON=$(abspath $(TF_VENV))/bin/python $(BIN)/python -m pytest tests/test_convert_tf.py
+
+$(TF_VENV)/.complete: tests/tf/requirements.txt
+	@test -x $(TF_VENV)/bin/python || $(PYTHON_FOR_TF) -m venv $(TF_VENV) || { echo "error: cannot make $(TF_VENV): TensorFlow 2.15 needs Python 3.10 or 3.11; say which with make test-tf PYTHON_FOR_TF=..." >&2; exit 1; }
+	@echo "Installing TensorFlow into $(TF_VENV) (a few minutes, once) ..."
+	@$(TF_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/tf/requirements.txt
+	@touch $@

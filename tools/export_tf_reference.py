@@ -213,8 +213,9 @@ class _Network:
         self.network.construct_from_dict(net_dict)
         try:
             self.network.load_params_from_file(prefix, self.session)
-        except Exception as exc:
-            raise ExportError(f"the parameters of {prefix} do not fit the network of {args.config}: {exc}") from None
+        except Exception as exc:  # of many kinds, some with long lists
+            text = " ".join(str(exc).split())[:400]
+            raise ExportError(f"the parameters of {prefix} do not fit the network of {args.config}: {text}") from None
         self.fetches = {stage: self._fetch(layer) for stage, layer in self.layers.items()}
         self.num_labels = self.extern_data.data[self.target_key].dim
 

@@ -69,7 +69,7 @@ def conformer(
             clipping=clipping,
             bn_version=bn_version,
         )
-    net["encoder"] = {"class": "copy", "from": last}
+    net["encoder"] = {"class": "copy", "from": last, "is_output_layer": True}
     return net
 
 
