@@ -12,10 +12,11 @@ import ast
 import difflib
 import types
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import fields, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["OptionError", "parse_value", "resolve_options"]
+__all__ = ["OptionError", "options_of", "parse_value", "resolve_options"]
 
 # Keys of RETURNN itself that may be given on the command line or set in a config. All others must be options of ours:
 # RETURNN ignores a key that nobody reads, so a typo would go unnoticed.
@@ -178,13 +179,42 @@ def resolve_options(
     for name, text in command_line.items():
         _set(name, text, parse_value, "command line")
 
-    resolved = {}
+    resolved: dict[type, Any] = {}
     for group in groups:
         try:
             resolved[type(group)] = replace(group, **values[id(group)])
         except ValueError as exc:
             raise OptionError(str(exc)) from None
+    if _options_only.get():
+        raise _Resolved(resolved, returnn_values)
     return resolved, returnn_values
+
+
+class _Resolved(Exception):
+    """Ends a config file when its options are known: what follows needs data and checkpoints."""
+
+    def __init__(self, groups: dict[type, Any], returnn_values: dict[str, Any]):
+        super().__init__()
+        self.groups, self.returnn_values = groups, returnn_values
+
+
+_options_only: ContextVar[bool] = ContextVar("options_only", default=False)
+
+
+def options_of(run_config: Callable[[], Any]) -> tuple[dict[type, Any], dict[str, Any]] | None:
+    """
+    :param run_config: executes a config file
+    :return: what its call of :func:`resolve_options` gives, without what comes after it; None: it makes no such call
+    :raises OptionError: see there
+    """
+    token = _options_only.set(True)
+    try:
+        run_config()
+    except _Resolved as result:
+        return result.groups, result.returnn_values
+    finally:
+        _options_only.reset(token)
+    return None
 
 
 def returnn_literal(value: Any, *, name: str) -> Any:
