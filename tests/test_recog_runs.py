@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 from tiny_models import LSTM_LM, save_model
-from tiny_setup import TinySetup, make_tiny_setup
+from tiny_setup import ROOT, TinySetup, make_tiny_setup
 
 from recog.nbest import Hypothesis, NBestHeader, NBestWriter, Utterance, audit, load_nbest
 from recog.options import LabelSyncOptions, RescoreOptions
@@ -197,3 +197,25 @@ def test_internal_lm_of_another_decoder_is_noticed(setup, tmp_path, capsys):
     torch.save(content, tmp_path / "ilm.pt")
     assert not warn_of_other_decoder(setup.checkpoints["aed"], str(tmp_path / "ilm.pt"))
     assert not capsys.readouterr().out
+
+
+CONFIGS = [
+    name
+    for name in sorted(os.listdir(os.path.join(ROOT, "configs")))
+    if any(kind in name for kind in ("_recog_", "_forced_", "_rescore"))
+]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_gets_as_far_as_the_missing_corpus(name, monkeypatch, tmp_path):
+    """Options of the config are valid, and the first thing that is missing is named with what to do."""
+    from configs.base import recog
+    from configs.base.options import OptionError
+
+    filename = os.path.join(ROOT, "configs", name)
+    monkeypatch.setattr(recog, "command_line_options", lambda: {"data_dir": str(tmp_path)})
+    with open(filename, encoding="utf8") as file, pytest.raises(OptionError) as info:
+        exec(compile(file.read(), filename, "exec"), {"__file__": filename, "__name__": "__returnn_config__"})
+    assert "no prepared corpus" in str(info.value) and "Prepare it with" in str(info.value)
+    with open(filename, encoding="utf8") as file:
+        assert f"rnn.py configs/{name}\n" in file.read() or "combination" in name
