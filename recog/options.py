@@ -75,7 +75,7 @@ class CtcOptions:
             value = getattr(self, name)
             _check(value is None or 0.0 < value <= 1.0, name, value, "a probability in (0, 1], or None")
         if self.prior_scale and not self.prior_file:
-            raise ValueError(f"prior_scale = {self.prior_scale} needs prior_file (see the prior config)")
+            raise ValueError(f"prior_scale = {self.prior_scale} needs prior_file (made by configs/*_prior.config)")
 
     @property
     def uses_label_prior(self) -> bool:

@@ -7,10 +7,11 @@ from dataclasses import asdict
 
 import returnn.frontend as rf
 import torch
-from returnn.tensor import Dim, Tensor, batch_dim
+from returnn.tensor import Dim, Tensor
 from returnn.util.basic import BehaviorVersion
 
 from configs.base.run import BEHAVIOR_VERSION
+from recog.standalone import audio_batch as make_audio_batch
 from rf_models.checkpoint import ModelInfo, build_model
 from rf_models.lm_options import LstmLmOptions, MiniLstmIlmOptions, TransformerLmOptions
 from rf_models.options import AedCtcOptions
@@ -74,16 +75,11 @@ def save_model(filename: str, opts, *, num_labels: int, eos_index: int = 0, seed
 
 def audio_batch(seconds: list[float], *, seed: int = 0) -> tuple[Tensor, Dim]:
     """
-    :param seconds: of each utterance; utterance i has the same audio in any batch with the same seed and duration
+    :param seconds: of each utterance; utterances of the same duration and seed have the same audio in any batch
     :return: {batch, time} noise, time
     """
-    samples = [round(s * 16_000) for s in seconds]
-    batch_dim.reset_eager()
-    size = torch.tensor(len(samples), dtype=torch.int32)
-    batch_dim.dyn_size_ext = Tensor("batch", dims=[], dtype="int32", raw_tensor=size)
-    lengths = Tensor("lengths", dims=[batch_dim], dtype="int32", raw_tensor=torch.tensor(samples, dtype=torch.int32))
-    time_dim = Dim(lengths, name="time")
-    raw = torch.zeros(len(samples), max(samples))
-    for row, n in zip(raw, samples, strict=True):
-        row[:n] = torch.randn(n, generator=torch.Generator().manual_seed(seed + n)) * 0.1
-    return Tensor("audio", dims=[batch_dim, time_dim], dtype="float32", raw_tensor=raw), time_dim
+    waveforms = []
+    for samples in (round(s * 16_000) for s in seconds):
+        generator = torch.Generator().manual_seed(seed + samples)
+        waveforms.append((torch.randn(samples, generator=generator) * 0.1).numpy())
+    return make_audio_batch(waveforms)
