@@ -220,7 +220,7 @@ def _list(args: argparse.Namespace) -> int:
         print(
             f"{plan.kind}, {plan.info.num_labels} labels: all {len(plan.parameters)} parameters are filled"
             + (f" ({from_asr} of them from {args.asr_checkpoint})" if from_asr else "")
-            + f", {len(variables.ignored)} variables ignored, nothing is left over"
+            + f", {len(variables.ignored)} ignored, nothing is left over"
         )
         for note in plan.notes:
             print(note)

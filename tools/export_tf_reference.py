@@ -191,6 +191,7 @@ class _Network:
         if not isinstance(net_dict, dict):
             raise ExportError(f"{args.config} has no network dict (neither network nor get_network)")
         extern_data_opts = config.typed_value("extern_data") or {}
+        net_dict = {name: layer for name, layer in net_dict.items() if not name.startswith("#")}  # notes of pretraining
         self.is_lm = args.lm or "delayed" in extern_data_opts
         self.target_key = args.target_key or ("data" if self.is_lm else config.value("target", "classes"))
         if self.target_key not in extern_data_opts:

@@ -256,7 +256,7 @@ def map_mini_lstm_ilm(
     if not has_decoder(decoder):
         raise ConversionError(
             f"{decoder.reader.prefix} has no attention decoder (no LSTM s)"
-            + ("" if from_asr else ": give the checkpoint of the ASR model with --asr")
+            + ("" if from_asr else ": give the checkpoint of the ASR model with --asr-checkpoint")
         )
     options, num_labels = _decoder_options(decoder)
     options["mini_lstm_dim"] = variables.shape("att_lstm/rec/W_re", ndim=2)[0]
@@ -271,7 +271,6 @@ def map_mini_lstm_ilm(
         *_linear("readout_in", "prior_readout_in", from_asr=from_asr),
         *_linear("output_prob", "prior_output_prob", from_asr=from_asr),
     ]
-    used = {assignment.source for assignment in assignments}
     frozen = "frozen copy of the ASR model"
     for part in (variables, asr_variables) if from_asr else (variables,):
         own = {a.source for a in assignments if a.from_asr == (part is asr_variables)}
@@ -280,5 +279,4 @@ def map_mini_lstm_ilm(
             part.ignore(pattern, reason, keep=own)
         if part is asr_variables:
             part.ignore(_MINI_LSTM, "another internal language model", keep=set())
-    assert used
     return options, num_labels, assignments

@@ -263,6 +263,11 @@ def _complete_options(
             f"the number of attention heads is not visible in {prefix} (its keys have {found['att_dim']} dimensions in"
             " all): give it with --set num_heads=N"
         )
+    elif kind == "aed_ctc" and mel_statistics and "dec_use_zoneout_output" not in settings:
+        notes.append(
+            "The published model with normalised mel features (TED-LIUM 2) had dec_use_zoneout_output = True. If this"
+            " one had it as well: --set dec_use_zoneout_output=True"
+        )
     options = {**found, **assumed, **settings}
     model_options = options_class("aed_ctc" if kind == "ctc" else kind)
     silent = {
