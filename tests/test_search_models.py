@@ -222,3 +222,37 @@ def test_scorers_that_have_no_scale_are_not_run(models, monkeypatch):
     monkeypatch.setattr(model, "attention_memory", lambda *_: pytest.fail("the decoder is not needed"))
     search(model, case, SECONDS[:2])
     search(model, CASES["time-sync, CTC and LM only, collapsed"], SECONDS[:2])
+
+
+@pytest.mark.parametrize("cls", [LabelSyncOptions, TimeSyncOptions])
+def test_ctc_of_a_second_model_is_that_of_the_model_alone(models, cls):
+    """CTC only: what the second model finds beside another ASR model is what it finds by itself."""
+    case = Case(cls(att_scale=0.0, ctc_scale=1.0, beam_size=6), second_ctc=True)
+    beside, encoded, _ = search(combined(models, case), case, SECONDS)
+    assert (encoded.ctc.enc_spatial_dim.get_size_tensor().raw_tensor > encoded.lengths()).all()  # another frame rate
+    alone, _, _ = search(models["second"], case, SECONDS)
+    first, _, _ = search(combined(models, replace(case, second_ctc=False)), replace(case, second_ctc=False), SECONDS)
+    different = 0
+    for utt in range(len(SECONDS)):
+        # Label-sync search counts labels per frame of the first encoder: the limit must not matter here.
+        assert_same_nbest(nbest(beside, utt), nbest(alone, utt))
+        different += nbest(beside, utt)[0] != nbest(first, utt)[0]
+    assert different
+
+
+def test_ctc_layer():
+    """Each head is used by its number; by default the top-most."""
+    rf.select_backend_torch()
+    opts = replace(AED, enc_num_layers=2, ctc_layers=(1, 2))
+    model = make_model(opts, num_labels=V, seed=11, std=0.6)
+    results = {}
+    for layer in (1, 2, None):
+        case = Case(GreedyOptions(), ctc_opts=CtcOptions(ctc_layer=layer))
+        result, encoded, _ = search(model, case, SECONDS)
+        results[layer] = result.scores
+        head = model.ctc_log_probs(encoded.asr, layer=layer or 2).raw_tensor
+        merged = torch.logaddexp(head[..., -1], head[..., 0])
+        best = torch.cat((head[..., 1:-1], merged[..., None]), dim=-1).amax(-1)
+        best = best.masked_fill(torch.arange(best.shape[1]) >= encoded.lengths()[:, None], 0.0)
+        torch.testing.assert_close(result.scores[:, 0].float(), best.sum(1), atol=1e-4, rtol=0)
+    assert torch.equal(results[2], results[None]) and not torch.allclose(results[1], results[2])
