@@ -377,6 +377,7 @@ def test_tool_runs_everything(tmp_path_factory):
     assert result.returncode == 0, result.stdout + result.stderr
     with open(os.path.join(setup.folder, "e.json")) as file:
         (record,) = json.load(file)["pairs"]
+    assert record["run"] == "demo_recog_timesync"
     assert record["num_utts"] == 5 == sum(record["counts"].values())
     assert record["audit"]["num_hyps"] == 20 and record["audit"]["num_different"] == 0
     # References of random models: some have too many labels for their frames, the others are model or search errors.

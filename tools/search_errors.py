@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise AnalysisError(f"--{option} {filename}: that is the name of an n-best file")
         labels_of = load_vocab(args.vocab).text_to_labels if args.vocab else None
         if args.run:
+            args.name = os.path.splitext(os.path.basename(args.files[0]))[0]
             args.files, args.forced_hyps, args.segmented = _run_all(args)
         record = _beams(args, labels_of) if args.beams else _pairs(args, labels_of)
         if args.json:
@@ -231,7 +232,7 @@ def _write_segmentations(filename: str, run: Run, vocab: Vocab, number: int) -> 
 
 def _pairs(args: argparse.Namespace, labels_of: Callable[[str], Sequence[int]] | None) -> dict[str, Any]:
     """:return: for JSON"""
-    names = [run_name(file) for file in args.files[::2]]
+    names = [args.name] if args.run else [run_name(file) for file in args.files[::2]]
     rows, audit_rows, records, listings = [], [], [], []
     hyps_files = args.forced_hyps or [None] * len(names)
     triples = zip(args.files[::2], args.files[1::2], hyps_files, names, strict=True)
