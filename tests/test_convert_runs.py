@@ -13,11 +13,25 @@ from convert_bundle_writer import write_bundle
 from corpora import make_librispeech
 from runs import REPO, run_command, run_config, run_tool
 
-from recog.nbest import load_nbest
+from recog.nbest import audit, load_nbest
 from tools.tf_conversion.bundle import BundleReader
 
-AED = os.path.join(REPO, "tests", "fixtures", "tf", "ls_aed_small", "model", "average")
-LABELS = [*range(40), 83]  # without labels 40 ... 82, but with blank
+FIXTURES = os.path.join(REPO, "tests", "fixtures", "tf")
+AED = os.path.join(FIXTURES, "ls_aed_small", "model", "average")
+
+
+def with_40_labels(src: str, dst: str) -> None:
+    """The checkpoint of a fixture without its labels 40 ... 82, but with blank."""
+    reader = BundleReader(os.path.join(FIXTURES, src, "model"))
+    keep = {83: [*range(40)], 84: [*range(40), 83]}
+    variables = {}
+    for name in reader.entries:
+        value = reader.read(name)
+        for axis, size in enumerate(value.shape):
+            if size in keep:
+                value = value.take(keep[size], axis=axis)
+        variables[name] = value
+    write_bundle(dst, variables)
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +41,7 @@ def folder(tmp_path_factory):
     make_librispeech(str(folder / "LibriSpeech"), {"train-clean-100": 6, "dev-clean": 4}, seconds=1.1)
     args = ("LibriSpeech", "data/librispeech", "--vocab", "spm_unigram_40", "--subset", "6")
     run_tool("prepare_librispeech", *args, cwd=folder)
-    reader = BundleReader(AED)
-    variables = {name: reader.read(name) for name in reader.entries}
-    for name in ("ctc/W", "ctc/b"):
-        variables[name] = variables[name][..., LABELS]
-    for name in ("output/rec/output_prob/W", "output/rec/output_prob/b"):
-        variables[name] = variables[name][..., :40]
-    variables["output/rec/target_embed0/W"] = variables["output/rec/target_embed0/W"][:40]
-    write_bundle(str(folder / "tf"), variables)
+    with_40_labels("ls_aed_small", str(folder / "tf"))
     return folder
 
 
@@ -67,6 +74,23 @@ def test_recognition_with_a_converted_checkpoint(folder):
         expected = [label for label, before in zip(path, [40, *path], strict=False) if label not in (40, before)]
         assert expected and utt.hyps[0].labels == expected
         assert utt.hyps[0].score == pytest.approx(log_probs.max(-1).sum(), abs=1e-3)
+
+
+def test_language_models_in_a_search(folder):
+    """All converted kinds in one search: joint model, Transformer LM, Mini-LSTM internal LM."""
+    from tools import convert_tf_checkpoint
+
+    with_40_labels("ls_trafo_lm_small", str(folder / "tf_lm"))
+    with_40_labels("ls_mini_ilm_small", str(folder / "tf_ilm"))
+    for src, *args in (("tf",), ("tf_lm", "--set", "num_heads=4"), ("tf_ilm", "--asr-checkpoint", str(folder / "tf"))):
+        assert convert_tf_checkpoint.main([str(folder / src), str(folder / f"lm_{src}.pt"), *args]) == 0
+    options = {"vocab": "spm_unigram_40", "data_dir": "data", "num_workers": 0, "recog_parts": "dev-clean"}
+    options |= {"lm_checkpoint": "lm_tf_lm.pt", "ilm_checkpoint": "lm_tf_ilm.pt", "lm_scale": 0.4, "ilm_scale": 0.2}
+    run_config("ls960_recog_labelsync_lm", folder, load="lm_tf.pt", beam_size=4, **options)
+    filename = folder / "output" / "ls960_recog_labelsync_lm" / "nbest.jsonl"
+    header, utterances = load_nbest(str(filename))
+    assert header.scales["lm"] == 0.4 and header.scales["ilm"] == -0.2
+    assert len(utterances) == 4 and all(utt.hyps for utt in utterances) and not audit(header, utterances)
 
 
 def test_other_vocabulary_is_refused(folder):
