@@ -64,7 +64,7 @@ def tf_same_conv2d(
         lengths = in_time.get_size_tensor(device=source.device)
         left, _ = tf_same_padding(lengths, filter_size=time_filter, stride=time_stride)
         indices = rf.range_over_dim(padded_time, device=source.device)
-        indices = rf.clip_by_value(indices + (most_left - left), 0, rf.reduce_max(indices, axis=indices.dims))
+        indices = rf.clip_by_value(indices + (most_left - left), 0, int(padded_time.get_dim_value()) - 1)
         indices.sparse_dim = padded_time
         windows_time = Dim(padded_time.get_size_tensor(), name="tf-same-time")
         indices, _ = rf.replace_dim(indices, in_dim=padded_time, out_dim=windows_time)
