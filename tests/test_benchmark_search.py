@@ -21,7 +21,9 @@ def make_setting(**kwargs):
     return Setting.make(**{**dict(num_labels=30, batch=2, num_frames=20, seq_len=6, sizes=SMALL_SIZES), **kwargs})
 
 
-def test_prefix_scores_as_by_recursion():
+@pytest.mark.parametrize("cut_frames", [True, False])
+def test_prefix_scores_as_by_recursion(cut_frames, monkeypatch):
+    monkeypatch.setattr(CtcPrefixScorer, "cut_frames", cut_frames)
     ctc, _ = peaky_posteriors(2, 12, 7, seq_len=4, seed=3, margin=1.0)
     ours, usual = CtcPrefixScorer(ctc.log_probs, ctc.lengths, eos_index=EOS), RecursivePrefixScorer(ctc.log_probs)
     state, usual_state = ours.initial_state(), usual.initial_state()
@@ -39,6 +41,22 @@ def test_prefix_scores_as_by_recursion():
         state = ours.advance(state, parents, labels, psi)
         usual_state = usual.select(new_n, new_b, parents, labels)
         num_hyps = 3
+
+
+def test_frames_without_probability_are_not_needed(monkeypatch):
+    """Posteriors so peaky that a hypothesis has probability in some frames only."""
+    ctc, labels = peaky_posteriors(2, 60, 9, seq_len=20, seed=3, margin=20.0)
+    scores = []
+    for cut_frames in (True, False):
+        monkeypatch.setattr(CtcPrefixScorer, "cut_frames", cut_frames)
+        scorer = CtcPrefixScorer(ctc.log_probs, torch.tensor([60, 44]), eos_index=EOS)
+        state = scorer.initial_state()
+        for i in range(12):
+            psi = scorer.score_all(state)
+            label = labels[:, i : i + 1]
+            state = scorer.advance(state, torch.zeros_like(label), label, psi[:, 0].gather(1, label))
+        scores.append(scorer.score_all(state))
+    torch.testing.assert_close(scores[0], scores[1])
 
 
 def test_plain_decoder_is_the_decoder():

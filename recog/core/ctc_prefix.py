@@ -19,6 +19,7 @@ solved by cumulative sums: no loop over labels or over time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,10 @@ class CtcPrefixState:
 class CtcPrefixScorer:
     """Memory: O(B T V) for the posteriors, O(B K (T + V)) for a beam."""
 
+    cut_frames: bool | None = None
+    """Leave out the frames where no hypothesis of an utterance has probability, which is most of them if posteriors are
+    peaky. Their number must be known on the host. None: on a CPU."""
+
     def __init__(self, log_probs: Tensor, lengths: Tensor, *, eos_index: int):
         """
         :param log_probs: [B, T, V+1], blank last. Those of EOS are not used: EOS stands for the end.
@@ -60,11 +65,10 @@ class CtcPrefixScorer:
         self.lengths = lengths.to(log_probs.device)
         inside = torch.arange(num_frames, device=log_probs.device) < self.lengths[:, None]
         self.outside = ~inside  # [B, T]
-        self.frames = log_probs[:, :, : num_classes - 1].float()  # [B, T, V]
-        # [B, V, T]: the frames of one label are contiguous for the survivors' recurrences.
-        self.log_probs = self.frames.transpose(1, 2).contiguous()
-        self.log_probs.masked_fill_(self.outside[:, None, :], NEG_INF)
-        self.probs = _with_gain(self.log_probs)
+        self.log_probs = log_probs[:, :, : num_classes - 1].float()  # [B, T, V]
+        self.probs = _with_gain(self.log_probs).masked_fill_(self.outside[:, :, None], 0.0)
+        if self.cut_frames is None:
+            self.cut_frames = log_probs.device.type == "cpu"
         blank = log_probs[:, :, -1].double().clamp(min=_LOG_ZERO)
         self.blank_sum = blank.cumsum(dim=1)  # [B, T] log of the product of p_s(blank), s <= t
 
@@ -88,14 +92,15 @@ class CtcPrefixScorer:
         dead = shift == NEG_INF
         shift = shift.masked_fill(dead, 0.0)
         shifted = _with_gain((phi - shift[:, :, None]).float())
-        psi = torch.bmm(shifted, self.probs.transpose(1, 2)).log_().sub_(2.0 * _GAIN)
+        psi = self._product(shifted).log_()
         # Where all terms of a label are below that range, the one at the maximum of phi stands for them.
-        at_max = self.frames.gather(1, frame[:, :, None].expand(-1, -1, psi.shape[2]))
-        psi = torch.maximum(psi, at_max).add_(shift.masked_fill(dead, NEG_INF)[:, :, None].float())
+        utt = torch.arange(len(frame), device=frame.device)[:, None]
+        at_max = self.log_probs[utt, frame].add_(2.0 * _GAIN)
+        psi = torch.maximum(psi, at_max, out=at_max)
+        psi.add_((shift - 2.0 * _GAIN).masked_fill(dead, NEG_INF)[:, :, None].float())
         # The last label again: only after blank.
         last = state.last.clamp(min=0)
-        x_last = self.log_probs.gather(1, last[:, :, None].expand(-1, -1, self.log_probs.shape[2]))
-        psi_last = torch.logsumexp(b + x_last, dim=2).float()
+        psi_last = torch.logsumexp(b + self._frames_of(last), dim=2).float()
         old = psi.gather(2, last[:, :, None])[:, :, 0]
         psi.scatter_(2, last[:, :, None], torch.where(state.last >= 0, psi_last, old)[:, :, None])
         psi[:, :, self.eos_index] = self.end_scores(state).float()
@@ -114,20 +119,46 @@ class CtcPrefixScorer:
         :param psi: [B, K'] its prefix score, from :func:`score_all`
         :return: state of the extended hypotheses
         """
-        num_frames = self.log_probs.shape[2]
+        num_frames = self.log_probs.shape[1]
         index = parents[:, :, None].expand(-1, -1, num_frames + 1)
         n, b = state.n.gather(1, index), state.b.gather(1, index)
         same = (state.last.gather(1, parents) == labels)[:, :, None]
         phi = torch.where(same, b, torch.logaddexp(n, b))[:, :, :-1]
-        x = self.log_probs.gather(1, labels[:, :, None].expand(-1, -1, num_frames)).double()
+        x = self._frames_of(labels).double()
         new_n = _linear_recurrence(x.clamp(min=_LOG_ZERO).cumsum(dim=2), phi)
         new_b = _linear_recurrence(self.blank_sum[:, None, :], new_n[:, :, :-1])
         return CtcPrefixState(n=new_n, b=new_b, last=labels, psi=psi.double())
 
+    def _frames_of(self, labels: Tensor) -> Tensor:
+        """
+        :param labels: [B, K]
+        :return: [B, K, T] their log-probs in all frames, -inf in padding
+        """
+        num_frames = self.log_probs.shape[1]
+        x = self.log_probs.gather(2, labels[:, None, :].expand(-1, num_frames, -1)).transpose(1, 2)
+        return x.masked_fill(self.outside[:, None, :], NEG_INF)
+
+    def _product(self, phi: Tensor) -> Tensor:
+        """
+        :param phi: [B, K, T]
+        :return: [B, K, V] sum over t of phi_t p_t(v), both with their gain
+        """
+        if not self.cut_frames:
+            return torch.bmm(phi, self.probs)
+        product = phi.new_zeros((*phi.shape[:2], self.probs.shape[2]))
+        used = phi.amax(dim=1) > 0
+        for b, frames in enumerate(used.tolist()):
+            if True in frames:
+                start, end = frames.index(True), len(frames) - frames[::-1].index(True)
+                torch.mm(phi[b, :, start:end], self.probs[b, start:end], out=product[b])
+        return product
+
 
 def _with_gain(log_x: Tensor) -> Tensor:
     """:return: x times a constant, 0 where x is negligible"""
-    return torch.where(log_x < _FLOOR, 0.0, (log_x + _GAIN).exp())
+    # In place: this is done for all posteriors.
+    x = (log_x + _GAIN).exp_()
+    return torch.nn.functional.threshold_(x, math.exp(_FLOOR + _GAIN), 0.0)
 
 
 def _linear_recurrence(log_factors_sum: Tensor, log_inputs: Tensor) -> Tensor:

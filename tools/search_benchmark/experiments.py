@@ -87,18 +87,25 @@ def _repeats(method: Callable[[], object]) -> int:
 def prefix_scores(sizes: Sizes) -> Iterator[Row]:
     """CTC prefix scores of all labels, and the states of the survivors: one step of a search."""
     vocab, num_frames, beam, batch = sizes.prefix
-    ctc, _ = peaky_posteriors(batch, num_frames, vocab, seq_len=max(1, num_frames // 5), seed=1)
+    ctc, labels = peaky_posteriors(batch, num_frames, vocab, seq_len=max(2, num_frames // 6), seed=1)
     ours = CtcPrefixScorer(ctc.log_probs, ctc.lengths, eos_index=EOS)
     usual = RecursivePrefixScorer(ctc.log_probs)
     parents = torch.arange(beam).expand(batch, beam)
-    # One label from the empty hypothesis to K hypotheses, then the step that is measured.
-    psi = ours.score_all(ours.initial_state())
-    psi[:, :, EOS] = -math.inf
-    first = psi[:, 0].topk(beam, dim=1)
-    state = ours.advance(ours.initial_state(), torch.zeros_like(parents), first.indices, first.values)
-    _, new_n, new_b = usual.score_all(usual.initial_state())
-    usual_state = usual.select(new_n, new_b, torch.zeros_like(parents), first.indices)
-    del new_n, new_b
+    # Hypotheses in the middle of the utterance: what the posteriors say, and a last label of their own.
+    state = ours.initial_state()
+    for i in range(labels.shape[1] // 2):
+        psi = ours.score_all(state)
+        psi[:, :, EOS] = -math.inf
+        last = i == labels.shape[1] // 2 - 1
+        label = psi[:, 0].topk(beam, dim=1).indices if last else labels[:, i : i + 1]
+        parent = torch.zeros_like(label)
+        state = ours.advance(state, parent, label, psi[:, 0].gather(1, label))
+    # The same forward variables, as the usual way has them.
+    usual_state = (
+        state.n[:, :, 1:].permute(2, 0, 1).float().clamp(min=-1e10),
+        state.b[:, :, 1:].permute(2, 0, 1).float().clamp(min=-1e10),
+        state.last,
+    )
 
     def our_step() -> Tensor:
         scores = ours.score_all(state)
@@ -111,7 +118,7 @@ def prefix_scores(sizes: Sizes) -> Iterator[Row]:
         usual.select(n, b, parents, best.indices)
         return best.values
 
-    torch.testing.assert_close(our_step().float(), usual_step(), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(our_step().float(), usual_step(), atol=1e-2, rtol=1e-4)  # frame by frame in float32
     repeats = {"ours": _repeats(our_step), "usual": 1}
     seconds = alternate({"ours": our_step, "usual": usual_step}, rounds=sizes.rounds, repeats=repeats, warm_up=False)
     name = f"V {vocab} T {num_frames} B {batch} K {beam}"
@@ -243,12 +250,12 @@ def recombination(sizes: Sizes) -> Iterator[Row]:
     storing: list[float] = []
     for _ in range(3 * sizes.rounds):
         with (
-            timed_methods(Prefixes, ["find_parents", "keep", "match"]) as match_seconds,
+            timed_methods(Prefixes, ["find_parents", "keep", "adopt"]) as match_seconds,
             timed_methods(Prefixes, ["extend"]) as extend_seconds,
         ):
             time_sync_search(scorers=scorers, ctc=ctc, opts=opts)
         matching.append(sum(match_seconds.values()) / sizes.num_frames)
-        storing.append((extend_seconds["extend"] - match_seconds["match"]) / sizes.num_frames)
+        storing.append((extend_seconds["extend"] - match_seconds["adopt"]) / sizes.num_frames)
     name = f"V {vocab} B {batch} K {beam} T {sizes.num_frames}"
     ms = 1000 * statistics.median(matching)
     yield Row("matching, per frame [ms]", name, ms / 1000, None, ms, 0.2)
