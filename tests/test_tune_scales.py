@@ -185,6 +185,9 @@ def test_border_and_second_search_warnings():
     assert tuning.default_errors == 350 and tuning.errors == 0
     intervals = {name: scale_interval(arrays, tuning.scales, name, ranges[name], samples=20) for name in ranges}
     assert intervals["lm"]["at_border"] == "low"
+    alone = {"att": 1.0, "lm": 0.0}
+    assert scale_interval(arrays, alone, "att", ranges["att"], samples=2)["at_border"] is None
+    assert scale_interval(arrays, alone, "lm", ranges["lm"], samples=2)["at_border"] == "low"
     messages = " ".join(warnings_about(arrays, tuning, intervals))
     assert "best scale of lm" in messages and "does not help" in messages
     assert "lists are too short" in messages and "last quarter" in messages

@@ -65,11 +65,18 @@ def _draw_posteriors(ax, view: UtteranceView, names: Sequence[str], colour_of: d
         ax.plot(time, probs[:, label], color=colour, linewidth=1.3, label=name_of[label])
     other = np.clip(1.0 - probs[:, -1] - probs[:, sorted(colour_of)].sum(axis=1), 0.0, 1.0)
     ax.plot(time, other, color="black", linewidth=0.9, linestyle=":", label="other labels")
-    for segment in view.segments:
+    for i, segment in enumerate(view.segments):
         frames = slice(round(segment.begin / view.frame_seconds), round(segment.end / view.frame_seconds))
         peak = frames.start + int(probs[frames, segment.label].argmax())
-        ax.text(time[peak], 1.04, name_of[segment.label], fontsize=7, ha="center", color=colour_of[segment.label])
-    ax.set_ylim(0.0, 1.18)
+        ax.text(
+            time[peak],
+            1.04 + 0.1 * (i % 2),
+            name_of[segment.label],
+            fontsize=7,
+            ha="center",
+            color=colour_of[segment.label],
+        )
+    ax.set_ylim(0.0, 1.27)
     ax.set_ylabel("CTC posterior")
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6, frameon=False, ncols=1 + len(colour_of) // 12)
 
@@ -79,7 +86,7 @@ def _draw_attention(ax, view: UtteranceView, names: Sequence[str]) -> None:
     options = dict(aspect="auto", cmap="Greys", interpolation="nearest", vmin=0.0, vmax=1.0)
     ax.imshow(view.attention, extent=extent, **options)
     _label_axis(ax, [*names, "<eos>"])
-    ax.set_ylabel("attention weights")
+    ax.set_ylabel("attention")
 
 
 def _draw_alignment(ax, view: UtteranceView, names: Sequence[str], colour_of: dict) -> None:
@@ -92,7 +99,7 @@ def _draw_alignment(ax, view: UtteranceView, names: Sequence[str], colour_of: di
     _label_axis(ax, names)
     ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.3)
-    ax.set_ylabel("CTC alignment")
+    ax.set_ylabel("alignment")
 
 
 def _label_axis(ax, names: Sequence[str]) -> None:

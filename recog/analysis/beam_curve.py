@@ -141,10 +141,11 @@ def plot_beam_curve(points: Sequence[BeamPoint], filename: str, *, title: str = 
         for (name, values), (marker, line, colour) in zip(curves, styles, strict=False):
             ax.plot(beams, values, marker=marker, linestyle=line, color=colour, label=name, markersize=4)
         ax.set_ylabel(label)
-        ax.set_ylim(bottom=0)
+        if label != "WER [%]":  # differences in WER are small, the others go to 0
+            ax.set_ylim(bottom=0, top=1.08 * max(max(values) for _, values in curves) or 1.0)
         ax.grid(alpha=0.3)
         if len(curves) > 1:
-            ax.legend(frameon=False, fontsize="small", title="search errors: ...", title_fontsize="small")
+            ax.legend(frameon=False, fontsize="small", title="search errors", title_fontsize="small")
     axes[-1].set_xscale("log", base=2)
     axes[-1].xaxis.set_major_locator(FixedLocator(beams))
     axes[-1].xaxis.set_major_formatter(ScalarFormatter())

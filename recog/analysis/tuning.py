@@ -263,15 +263,24 @@ def _line_minimum(
         return None
     begin, end, _ = error_curve(arrays, scales, direction, start=start, end=end).best_interval()
     axis = np.flatnonzero(direction)
-    if len(axis) == 1 and not low[axis[0]] < 0.0 < high[axis[0]]:
-        # Scales: the middle of their shares x / (size + x), since all beyond some value is practically the same.
-        shift = scales[axis[0]]
-        ends = [abs(shift + x * direction[axis[0]]) for x in (begin, end)]
-        share = sum(e / (size + e) for e in ends) / 2
+    if len(axis) == 1:
+        i = axis[0]
+        ends = sorted(scales[i] + x * direction[i] for x in (begin, end))
         result = scales.copy()
-        result[axis[0]] = math.copysign(size * share / (1 - share), -1.0 if low[axis[0]] < 0.0 else 1.0)
+        result[i] = _middle(*ends, ScaleRange(low[i], high[i]), size)
         return result
     return np.clip(scales + 0.5 * (begin + end) * direction, low, high)
+
+
+def _middle(begin: float, end: float, range_: ScaleRange, size: float) -> float:
+    """
+    :return: middle of an interval of scales: of their shares x / (size + x), since all beyond some value is practically
+        the same; of a length reward and the like, which can have either sign, the plain middle
+    """
+    if range_.low < 0.0 < range_.high:
+        return 0.5 * (begin + end)
+    share = sum(abs(x) / (size + abs(x)) for x in (begin, end)) / 2
+    return math.copysign(size * share / (1 - share), -1.0 if range_.low < 0.0 else 1.0)
 
 
 def _blurred_errors(arrays: NBestArrays, scales: np.ndarray, free: list[int]) -> float:
@@ -305,19 +314,27 @@ def scale_interval(
     :param samples: of the bootstrap
     :param seed:
     :return: "best": (begin, end) of the scales with the fewest errors; "confidence": (2.5 %, 97.5 %) quantiles of the
-        best scale on resampled utterances; "at_border": "low" or "high" if the fewest errors reach the end of the range
+        best scale on resampled utterances; "at_border": "low" or "high" if the scale, or the interval around it, is at
+        this end of the range
     """
     curve = _axis_curve(arrays, scales, component, range_)
     begin, end, _ = curve.best_interval()
     rng = np.random.default_rng(seed)
-    num_utts = len(arrays.errors)
+    num_utts, size = len(arrays.errors), scale_size(scales)
     middles = []
     for _ in range(samples):
         weights = rng.multinomial(num_utts, np.full(num_utts, 1.0 / num_utts))
         b, e, _ = curve.best_interval(weights)
-        middles.append(0.5 * (b + e))
+        middles.append(_middle(b, e, range_, size))
     tolerance = 1e-6 * (range_.high - range_.low)
-    at_border = "low" if begin <= range_.low + tolerance else "high" if end >= range_.high - tolerance else None
+    low_end, high_end = range_.low + tolerance, range_.high - tolerance
+    scale = scales[component]
+    inside = begin <= scale <= end
+    at_low = scale <= low_end or (inside and begin <= low_end)
+    at_high = scale >= high_end or (inside and end >= high_end)
+    at_border = None if at_low == at_high else "low" if at_low else "high"  # both: any value is as good
+    if not any(value for name, value in scales.items() if name != component):
+        at_border = None  # alone, any value is as good
     confidence = tuple(float(q) for q in np.quantile(middles, [0.025, 0.975])) if middles else None
     return {"best": (begin, end), "confidence": confidence, "at_border": at_border}
 
