@@ -175,19 +175,14 @@ class AttentionDecoder(rf.Module):
         readout = rf.dropout(readout, self.dropout, axis=self.dropout_broadcast and self.readout_half_dim)
         return self.output_prob(readout)
 
-    def teacher_forcing(
-        self, labels: Tensor, *, spatial_dim: Dim, memory: AttentionMemory, pack: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, labels: Tensor, *, spatial_dim: Dim, memory: AttentionMemory) -> tuple[Tensor, Tensor, Tensor]:
         """
-        Decoder outputs for given label sequences. Only the recurrence (LSTM, attention) is in the loop over labels; the
-        embedding's part of the LSTM input is computed before, readout and softmax after it, for all labels at once.
+        All but the readout, for given label sequences. What does not depend on the recurrence is not in the loop.
 
-        :param labels: {batch, spatial_dim} -> target_dim, EOS at the end
+        :param labels: {batch, spatial_dim} -> target_dim
         :param spatial_dim: labels
         :param memory:
-        :param pack: replace {batch, spatial_dim} of the result by one packed dim without padding: the softmax over
-            10k labels is then not computed for padding
-        :return: logits {batch, spatial_dim, target_dim} or {packed, target_dim}; the labels with the same dims
+        :return: e {batch, spatial_dim, embed_dim}, s {batch, spatial_dim, lstm_dim}, c {batch, spatial_dim, enc_dim}
         """
         embed = self.embed(labels)
         embed = rf.shift_right(embed, axis=spatial_dim, pad_value=0.0)
@@ -204,6 +199,24 @@ class AttentionDecoder(rf.Module):
         stacked_s, _ = rf.stack(all_s, out_dim=spatial_dim)
         stacked_att, _ = rf.stack(all_att, out_dim=spatial_dim)
         stacked_s.feature_dim, stacked_att.feature_dim = self.lstm_dim, self.enc_dim
+        return embed, stacked_s, stacked_att
+
+    def teacher_forcing(
+        self, labels: Tensor, *, spatial_dim: Dim, memory: AttentionMemory, pack: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Decoder outputs for given label sequences. Only the recurrence (LSTM, attention) is in the loop over labels; the
+        embedding's part of the LSTM input is computed before, readout and softmax after it, for all labels at once.
+
+        :param labels: {batch, spatial_dim} -> target_dim, EOS at the end
+        :param spatial_dim: labels
+        :param memory:
+        :param pack: replace {batch, spatial_dim} of the result by one packed dim without padding: the softmax over
+            10k labels is then not computed for padding
+        :return: logits {batch, spatial_dim, target_dim} or {packed, target_dim}; the labels with the same dims
+        """
+        batch_dims = labels.remaining_dims(spatial_dim)
+        embed, stacked_s, stacked_att = self.run(labels, spatial_dim=spatial_dim, memory=memory)
         if pack:
             dims = [*batch_dims, spatial_dim]
             labels, packed_dim = rf.pack_padded(labels, dims=dims, enforce_sorted=False)

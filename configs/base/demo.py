@@ -7,10 +7,10 @@ from rf_models.options import AedCtcOptions, AedCtcTrainOptions
 
 from .corpus import CorpusOptions
 from .run import Setup
-from .text import TextOptions, TextSetup
+from .text import TRANSCRIPTS, TextOptions, TextSetup
 from .train_options import LmTrainOptions, TrainOptions
 
-__all__ = ["lm_model", "lm_setup", "setup"]
+__all__ = ["ilm_setup", "lm_model", "lm_setup", "setup"]
 
 setup = Setup(
     corpus_name="demo",
@@ -63,3 +63,13 @@ lm_setup = TextSetup(
 )
 
 lm_model = LstmLmOptions(num_layers=1, embed_dim=64, lstm_dim=128, dropout=0.1)
+
+ilm_setup = TextSetup(
+    corpus_name="demo",
+    train_run="demo_ilm_train",
+    prepare_command=setup.prepare_command,
+    text=TextOptions(vocab=setup.corpus.vocab, train_texts=(TRANSCRIPTS,), num_workers=0),
+    training=LmTrainOptions(
+        num_epochs=8, batch_size=2_000, max_seqs=200, peak_learning_rate=1e-2, weight_decay=0.0, keep_last_n=1
+    ),
+)

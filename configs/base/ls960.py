@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rf_models.lm_options import LstmLmOptions, TransformerLmOptions
 from rf_models.options import AedCtcOptions, AedCtcTrainOptions
 
@@ -10,7 +12,7 @@ from .run import Setup
 from .text import TRANSCRIPTS, TextOptions, TextSetup
 from .train_options import LmTrainOptions, TrainOptions
 
-__all__ = ["lm_setup", "lstm_lm", "setup", "transformer_lm"]
+__all__ = ["ilm_setup", "lm_setup", "lstm_lm", "setup", "transformer_lm"]
 
 setup = Setup(
     corpus_name="librispeech",
@@ -62,3 +64,11 @@ lm_setup = TextSetup(
 
 lstm_lm = LstmLmOptions(num_layers=4, embed_dim=128, lstm_dim=2048)
 transformer_lm = TransformerLmOptions(num_layers=24, embed_dim=128, model_dim=1024, ff_dim=4096, num_heads=8)
+
+ilm_setup = replace(
+    lm_setup,
+    train_run="ls960_ilm_train",
+    prepare_command=setup.prepare_command,
+    text=replace(lm_setup.text, train_texts=(TRANSCRIPTS,), partition_epoch=20),
+    training=LmTrainOptions(num_epochs=60, batch_size=10_000, max_seqs=500, peak_learning_rate=1e-3, weight_decay=0.0),
+)

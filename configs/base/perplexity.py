@@ -144,7 +144,9 @@ def _language_model(name: str, vocab: Vocab) -> tuple[ModelInfo, str]:
     :return: what it is, its checkpoint
     :raises OptionError: no such checkpoint, no language model, or other labels
     """
-    filename = name if os.path.isfile(name) else find_checkpoint(name, "last")
+    filename = name if os.sep in name or name.endswith(".pt") else find_checkpoint(name, "last")
+    if not os.path.isfile(filename):
+        raise OptionError(f"checkpoint {filename} does not exist")
     try:
         info = read_model_info(filename)
     except (OSError, ValueError) as exc:

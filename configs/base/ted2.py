@@ -12,7 +12,7 @@ from .run import Setup
 from .text import TRANSCRIPTS, TextOptions, TextSetup
 from .train_options import LmTrainOptions, TrainOptions
 
-__all__ = ["lm_setup", "setup", "transcript_lm", "transcript_lm_setup", "transformer_lm"]
+__all__ = ["ilm_setup", "lm_setup", "setup", "transcript_lm", "transcript_lm_setup", "transformer_lm"]
 
 setup = Setup(
     corpus_name="tedlium2",
@@ -74,3 +74,11 @@ transcript_lm_setup = replace(
 )
 
 transcript_lm = LstmLmOptions(num_layers=1, embed_dim=128, lstm_dim=1000, dropout=0.2)
+
+ilm_setup = replace(
+    lm_setup,
+    train_run="ted2_ilm_train",
+    prepare_command=setup.prepare_command,
+    text=replace(lm_setup.text, train_texts=(TRANSCRIPTS,), partition_epoch=4),
+    training=LmTrainOptions(num_epochs=12, batch_size=10_000, max_seqs=500, peak_learning_rate=1e-3, weight_decay=0.0),
+)

@@ -148,12 +148,7 @@ def training_config(
         "batch_size": batch_size,
         "max_seqs": max_seqs,
         "accum_grad_multiple_step": opts.accum_grad_multiple_step,
-        "optimizer": {
-            "class": "adamw",
-            "epsilon": opts.adam_eps,
-            "weight_decay": opts.weight_decay,
-            "weight_decay_modules_blacklist": ["rf.Embedding", "rf.LearnedRelativePositionalEncoding"],
-        },
+        "optimizer": _optimizer(opts),
         "learning_rate": opts.peak_learning_rate,
         "dynamic_learning_rate": dynamic_learning_rate,
         "learning_rate_control": "constant",
@@ -173,6 +168,14 @@ def training_config(
         config["torch_amp"] = {"dtype": "bfloat16"}
     config.update(returnn_keys(returnn_values))
     return config
+
+
+def _optimizer(opts: LoopOptions) -> dict[str, Any]:
+    """:return: RETURNN's options of AdamW"""
+    optimizer = {"class": "adamw", "epsilon": opts.adam_eps, "weight_decay": opts.weight_decay}
+    if opts.weight_decay:  # RETURNN knows the next option only then
+        optimizer["weight_decay_modules_blacklist"] = ["rf.Embedding", "rf.LearnedRelativePositionalEncoding"]
+    return optimizer
 
 
 def _use_amp(opts: LoopOptions) -> bool:
