@@ -60,7 +60,7 @@ def test_frozen_parts_are_in_evaluation_mode():
 def test_training_and_comparison(workplace, tmp_path):  # noqa: F811
     asr = asr_checkpoint(tmp_path)
     config = os.path.join(ROOT, "configs", "demo_ilm_context.config")
-    options = ("++vocab", "spm_unigram_40", "++asr_checkpoint", asr)
+    options = ("++vocab", "spm_unigram_40", "++asr_checkpoint", asr, "++num_workers", "0")
     code, output = run("-m", "returnn", config, *options, "++output_dir", tmp_path / "context", cwd=workplace)
     assert code == 0, output
     config = os.path.join(ROOT, "configs", "demo_ilm_train.config")
