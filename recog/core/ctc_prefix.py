@@ -43,6 +43,7 @@ class CtcPrefixState:
 
     n: Tensor  # [B, K, T+1] float64 log n_t(g)
     b: Tensor  # [B, K, T+1] float64 log b_t(g)
+    either: Tensor  # [B, K, T+1] float64 log (n_t(g) + b_t(g))
     last: Tensor  # [B, K] int64 last label, -1 for the empty sequence
     psi: Tensor  # [B, K] float64 log psi(g)
 
@@ -74,10 +75,11 @@ class CtcPrefixScorer:
 
     def initial_state(self) -> CtcPrefixState:
         """:return: state of the empty sequence, K = 1"""
-        b = torch.nn.functional.pad(self.blank_sum, (1, 0))[:, None, :]
+        b = _to_log_zero(torch.nn.functional.pad(self.blank_sum, (1, 0))[:, None, :])
         return CtcPrefixState(
             n=torch.full_like(b, NEG_INF),
-            b=_to_log_zero(b),
+            b=b,
+            either=b,
             last=torch.full((b.shape[0], 1), -1, dtype=torch.int64, device=b.device),
             psi=b.new_zeros((b.shape[0], 1)),
         )
@@ -86,8 +88,8 @@ class CtcPrefixScorer:
         """
         :return: [B, K, V] float32: log psi(g v) of all labels v; for EOS the log-prob of g as the whole sequence
         """
-        n, b = state.n[:, :, :-1], state.b[:, :, :-1]
-        phi = torch.logaddexp(n, b).masked_fill(self.outside[:, None, :], NEG_INF)
+        b = state.b[:, :, :-1]
+        phi = state.either[:, :, :-1].masked_fill(self.outside[:, None, :], NEG_INF)
         shift, frame = phi.max(dim=2)  # [B, K]
         dead = shift == NEG_INF
         shift = shift.masked_fill(dead, 0.0)
@@ -108,8 +110,8 @@ class CtcPrefixScorer:
 
     def end_scores(self, state: CtcPrefixState) -> Tensor:
         """:return: [B, K] float64 log-prob that the labels are exactly g"""
-        end = self.lengths[:, None, None].expand(-1, state.n.shape[1], 1)
-        return torch.logaddexp(state.n.gather(2, end), state.b.gather(2, end))[:, :, 0]
+        end = self.lengths[:, None, None].expand(-1, state.b.shape[1], 1)
+        return state.either.gather(2, end)[:, :, 0]
 
     def advance(self, state: CtcPrefixState, parents: Tensor, labels: Tensor, psi: Tensor) -> CtcPrefixState:
         """
@@ -121,13 +123,13 @@ class CtcPrefixScorer:
         """
         num_frames = self.log_probs.shape[1]
         index = parents[:, :, None].expand(-1, -1, num_frames + 1)
-        n, b = state.n.gather(1, index), state.b.gather(1, index)
         same = (state.last.gather(1, parents) == labels)[:, :, None]
-        phi = torch.where(same, b, torch.logaddexp(n, b))[:, :, :-1]
+        phi = torch.where(same, state.b.gather(1, index), state.either.gather(1, index))[:, :, :-1]
         x = self._frames_of(labels).double()
         new_n = _linear_recurrence(x.clamp(min=_LOG_ZERO).cumsum(dim=2), phi)
         new_b = _linear_recurrence(self.blank_sum[:, None, :], new_n[:, :, :-1])
-        return CtcPrefixState(n=new_n, b=new_b, last=labels, psi=psi.double())
+        either = torch.logaddexp(new_n, new_b)
+        return CtcPrefixState(n=new_n, b=new_b, either=either, last=labels, psi=psi.double())
 
     def _frames_of(self, labels: Tensor) -> Tensor:
         """
