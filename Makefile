@@ -10,7 +10,7 @@ DEMO_DATA := data/demo
 TF_VENV := .venv-tf
 PYTHON_FOR_TF ?= python3.11
 
-.PHONY: help demo demo-corpus demo-train demo-recog test test-tf lint venv clean-demo
+.PHONY: help demo demo-corpus demo-train demo-lm demo-recog test test-tf lint venv clean-demo
 .DELETE_ON_ERROR:
 
 help:
@@ -30,7 +30,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt tools/check_machine.py
 # The demo is nothing but the commands below, which can as well be typed one by one (with $(BIN) in PATH).
 
 demo: demo-recog
-	$(BIN)/python tools/score.py output/demo_recog_ctc/nbest.jsonl output/demo_recog_labelsync/nbest.jsonl output/demo_recog_timesync/nbest.jsonl
+	$(BIN)/python tools/score.py output/demo_recog_*/nbest.jsonl
 
 demo-corpus: venv
 	$(BIN)/python tools/make_demo_corpus.py $(DEMO_DATA)/source
@@ -39,13 +39,23 @@ demo-corpus: venv
 demo-train: demo-corpus
 	$(BIN)/rnn.py configs/demo_train.config
 
-demo-recog: demo-train
+demo-lm: demo-train
+	$(BIN)/rnn.py configs/demo_lm_train.config
+	$(BIN)/rnn.py configs/demo_ilm_train.config
+	$(BIN)/rnn.py configs/demo_ilm_context.config
+	$(BIN)/rnn.py configs/demo_perplexity.config ++models demo_lm_train,demo_ilm_train,output/demo_ilm_context/zero.pt,output/demo_ilm_context/average.pt
+
+demo-recog: demo-lm
 	$(BIN)/rnn.py configs/demo_recog_ctc.config
 	$(BIN)/rnn.py configs/demo_recog_labelsync.config
 	$(BIN)/rnn.py configs/demo_recog_timesync.config
+	$(BIN)/rnn.py configs/demo_recog_labelsync_lm.config
+	$(BIN)/rnn.py configs/demo_recog_timesync_lm.config
+	$(BIN)/rnn.py configs/demo_recog_labelsync_lm_ilm.config
+	$(BIN)/rnn.py configs/demo_recog_timesync_lm_ilm.config
 
 clean-demo:
-	rm -rf $(DEMO_DATA) output/demo_train output/demo_recog_*
+	rm -rf $(DEMO_DATA) output/demo_*
 
 lint: venv
 	$(BIN)/ruff check .
