@@ -37,6 +37,8 @@ class CorpusOptions:
     """RETURNN's ordering of the training utterances: shuffled, then sorted by length within chunks."""
     speed_perturbation: tuple[float, ...] = (0.9, 1.0, 1.1)
     """Speed factors to draw from in training; a single 1.0 switches it off."""
+    audio_padding: int = 0
+    """In training, silence of 0 to so many samples (drawn) before and behind the audio."""
     curriculum_epochs: int = 0
     """In so many first sub-epochs, only utterances up to a mean length of curriculum_max_mean_len."""
     curriculum_max_mean_len: int = 1000
@@ -51,6 +53,8 @@ class CorpusOptions:
             raise ValueError(f"partition_epoch = {self.partition_epoch}: expected at least 1")
         if not self.speed_perturbation or any(not 0.5 <= f <= 2.0 for f in self.speed_perturbation):
             raise ValueError(f"speed_perturbation = {self.speed_perturbation}: expected factors of 0.5 ... 2.0")
+        if self.audio_padding < 0:
+            raise ValueError(f"audio_padding = {self.audio_padding}: expected a number of samples")
 
 
 @dataclass
@@ -93,10 +97,16 @@ class Corpus:
             dataset["epoch_wise_filter"] = {
                 (1, self.opts.curriculum_epochs): {"max_mean_len": self.opts.curriculum_max_mean_len}
             }
-        if set(self.opts.speed_perturbation) != {1.0}:
-            from .augmentation import SpeedPerturbation
+        from .augmentation import AudioPadding, Augmentations, AugmentedOggZipDataset, SpeedPerturbation
 
-            dataset["audio"]["pre_process"] = SpeedPerturbation(self.opts.speed_perturbation)
+        dataset["class"] = AugmentedOggZipDataset
+        steps: list[Any] = []
+        if set(self.opts.speed_perturbation) != {1.0}:
+            steps.append(SpeedPerturbation(self.opts.speed_perturbation))
+        if self.opts.audio_padding:
+            steps.append(AudioPadding(self.opts.audio_padding))
+        if steps:
+            dataset["audio"]["pre_process"] = Augmentations(tuple(steps))
         return dataset
 
     def dev_dataset(self) -> dict[str, Any]:

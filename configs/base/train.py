@@ -158,6 +158,7 @@ def training_config(
         "cleanup_old_models": {"keep_last_n": opts.keep_last_n, "keep_best_n": 0, "keep": [opts.num_epochs]},
         "random_seed": opts.random_seed,
         "torch_dataloader_opts": {"num_workers": num_workers},
+        "torch_dataloader_shard_workers": True,  # else each of several workers loads all of the data
         **log_config(output_dir),
     }
     if max_seq_length:
