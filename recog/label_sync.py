@@ -114,12 +114,13 @@ def label_sync_search(
         num_active = active.scores.shape[1]
         label_scores, state = scorers.step(prev_labels.flatten(), state, utt.expand(-1, num_active).flatten())
         rows = torch.arange(batch * num_active, device=device).view(batch, num_active)
+        alive = active.scores > NEG_INF
         if row_scales:
             _add_row_scores(active, row_scales, scorers.row_scores(state), opts)
+            active.scores = combine_components(active.components, scales).masked_fill(~alive, NEG_INF)
         if opts.ctc_scale:
             psi = prefix_scorer.score_all(ctc_state)
             end_scores = prefix_scorer.end_scores(ctc_state)
-        alive = active.scores > NEG_INF
 
         # End: all components score EOS.
         at_max = (length >= max_lens)[:, None]

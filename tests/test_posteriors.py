@@ -4,13 +4,16 @@ import itertools
 
 import pytest
 import torch
-from brute_force import EOS, NEG_INF, random_posteriors
+from brute_force import EOS, NEG_INF, random_posteriors, scorer_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recog.core.posteriors import prepare_ctc_log_probs
 from recog.ctc_greedy import ctc_greedy_search
+from recog.label_sync import label_sync_search
+from recog.options import LabelSyncOptions, TimeSyncOptions
 from recog.prior import load_log_prior, save_log_prior
+from recog.time_sync import time_sync_search
 
 V = 4
 
@@ -49,6 +52,20 @@ def test_label_prior_has_no_blank():
     res = prepare_ctc_log_probs(log_probs, lengths, eos_index=EOS, log_prior=prior, prior_scale=0.4, prior_type="label")
     torch.testing.assert_close(res.label_log_prior[1:].exp(), torch.tensor([0.1, 0.2, 0.05]) / 0.35)
     torch.testing.assert_close(res.log_probs, prepare_ctc_log_probs(log_probs, lengths, eos_index=EOS).log_probs)
+
+
+def test_label_that_the_label_prior_does_not_know_gets_no_correction():
+    log_probs, lengths = posteriors(1, [6])
+    prior = torch.tensor([0.0, 0.1, 0.3, 0.0, 0.6]).log()
+    ctc = prepare_ctc_log_probs(log_probs, lengths, eos_index=EOS, log_prior=prior, prior_scale=0.4, prior_type="label")
+    torch.testing.assert_close(ctc.label_log_prior[1:].exp(), torch.tensor([0.25, 0.75, 1.0]))
+    scorers = scorer_set({}, {"prior": -0.4}, num_labels=V, label_log_prior=ctc.label_log_prior)
+    opts = LabelSyncOptions(att_scale=0.0, ctc_scale=1.0, beam_size=1)
+    result = label_sync_search(scorers=scorers, ctc=ctc, frame_lengths=lengths, opts=opts)
+    assert result.label_lengths[0, 0] > 0  # had found the empty sequence only: places of the beam went to label 3
+    for recombination in ("max", "sum"):
+        opts = TimeSyncOptions(att_scale=0.0, ctc_scale=1.0, beam_size=2, recombination=recombination)
+        assert time_sync_search(scorers=scorers, ctc=ctc, opts=opts).label_lengths[0, 0] > 0
 
 
 def test_prior_of_another_vocabulary_is_refused():

@@ -53,6 +53,20 @@ def test_time_sync_with_language_model(setup):
     assert header.scales == {"ctc": 1.0, "lm": 0.3, "ilm": -0.2}
 
 
+def test_old_results_are_not_taken_for_those_of_a_run_that_failed(tmp_path):
+    """With ++overwrite: the options are recorded, then the run fails before it begins; the same is started again."""
+    from configs.base import perplexity, prior, recog
+
+    nbest = tmp_path / "nbest.jsonl"
+    nbest.write_text("of beam 12")
+    recog._stop_if_finished(str(nbest), {}, {"beam_size": 4}, overwrite=True)
+    recog._stop_if_finished(str(nbest), {}, {"beam_size": 4}, overwrite=False)  # had ended: "has finished before"
+    for module, name in ((prior, "prior.json"), (perplexity, "perplexity.json")):
+        (tmp_path / name).write_text("{}")
+        module._stop_if_finished(str(tmp_path), {"checkpoint": "b"}, overwrite=True)
+        module._stop_if_finished(str(tmp_path), {"checkpoint": "b"}, overwrite=False)
+
+
 def options_error(setup, monkeypatch, tmp_path, search, *, run="recognition_run", **options):
     """:return: message that the run ends with before it begins"""
     from configs.base import demo, recog

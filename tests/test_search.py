@@ -253,6 +253,27 @@ def test_results_do_not_depend_on_the_batch(seed, search, beam_size, variant, pa
         assert_same_nbest(nbest(together, utt), nbest(alone, 0))
 
 
+class CoveringScorer(TableScorer):
+    """Label 1 is less probable than label 2, but the attention after it covers a frame more."""
+
+    def __init__(self):
+        super().__init__(V, max_len=T, num_utts=1, seed=0)
+        self.table[:] = torch.tensor([0.1, 0.3, 0.5, 0.1]).log()
+
+    def row_scores(self, state):
+        starts_with_1 = state["history"] == 1 + 1
+        return {"attention_sums": torch.stack((torch.ones(len(starts_with_1)), starts_with_1.float()), dim=1)}
+
+
+def test_coverage_counts_when_the_beam_is_pruned():
+    """The coverage of the last label was missing in the comparison of hypotheses, and came one label later."""
+    scorers = scorer_set({"att": CoveringScorer()}, {"att": 1.0}, num_labels=V)
+    opts = LabelSyncOptions(beam_size=2, n_best=12, coverage_scale=5.0, max_len_ratio=0.5, early_stop=False)
+    lengths = torch.tensor([4])
+    result = label_sync_search(scorers=scorers, ctc=None, frame_lengths=lengths, opts=opts)
+    assert {labels[0] for labels, _ in nbest(result, 0) if len(labels) == 2} == {1}
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), beam_size=st.integers(1, 8), recombination=st.sampled_from(["max", "sum"]))
 def test_time_sync_pruning_loses_only_paths(seed, beam_size, recombination):

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,4 +226,6 @@ def _stop_if_finished(output_dir: str, record: dict[str, Any], *, overwrite: boo
         with open(os.path.join(output_dir, "perplexity.txt"), encoding="utf8") as file:
             print(f"This run has finished before: {result_file}\n{file.read()}")
         sys.exit(0)
+    with suppress(FileNotFoundError):  # if this run fails before it begins, old results must not be taken for its own
+        os.remove(result_file)
     write_json(record_file, record)

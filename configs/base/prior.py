@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -151,4 +152,6 @@ def _stop_if_finished(output_dir: str, record: dict[str, Any], *, overwrite: boo
             )
         print(f"This run has finished before: {result_file}. To repeat it: ++overwrite True.")
         sys.exit(0)
+    with suppress(FileNotFoundError):  # if this run fails before it begins, old results must not be taken for its own
+        os.remove(result_file)
     write_json(record_file, record)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -377,4 +378,6 @@ def _stop_if_finished(nbest_file: str, files: dict[str, str], options: dict[str,
             with open(wer_file, encoding="utf8") as file:
                 print(file.read())
         sys.exit(0)
+    with suppress(FileNotFoundError):  # if this run fails before it begins, old results must not be taken for its own
+        os.remove(nbest_file)
     write_json(record_file, record)

@@ -29,7 +29,7 @@ class CtcPosteriors:
     log_probs: Tensor  # [B, T, V+1] float32, blank last
     lengths: Tensor  # [B] int64
     frames: Tensor  # [B, T] int64: first frame of the encoder that each frame stands for
-    label_log_prior: Tensor | None = None  # [V] to be subtracted once per new label
+    label_log_prior: Tensor | None = None  # [V] to be subtracted once per new label; finite
 
 
 def prepare_ctc_log_probs(
@@ -79,6 +79,8 @@ def prepare_ctc_log_probs(
             log_probs = subtract_prior(log_probs, log_prior, scale=prior_scale)
         else:
             label_log_prior = torch.log_softmax(log_prior[:-1], dim=0)
+            # Subtracting log 0 would make a label that the prior does not know the best of all: it gets no correction.
+            label_log_prior = label_log_prior.masked_fill(label_log_prior == NEG_INF, 0.0)
     if blank_penalty:
         log_probs = torch.cat((log_probs[..., :-1], log_probs[..., -1:] - blank_penalty), dim=-1)
     frames = torch.arange(log_probs.shape[1], device=log_probs.device).expand(log_probs.shape[:2])
