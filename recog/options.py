@@ -171,8 +171,8 @@ class LabelSyncOptions(SearchOptions):
     early_stop: bool = True
     """Stop an utterance when no active hypothesis can still get into the n-best of the ended ones, under the assumption
     that scores only fall with more labels. That is exact without ILM, coverage, label prior and positive length_reward,
-    otherwise a heuristic. False: go on to the maximum length. (No effect on ended_hyps "in_beam", which ends with its last active
-    hypothesis.)"""
+    otherwise a heuristic. False: go on to the maximum length. (No effect on ended_hyps "in_beam", which ends with its
+    last active hypothesis.)"""
     coverage_scale: float = 0.0
     """Reward per encoder frame whose accumulated attention exceeds coverage_threshold (Chorowski & Jaitly 2016)."""
     coverage_threshold: float = 0.5
