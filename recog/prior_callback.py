@@ -22,6 +22,7 @@ from returnn.tensor import Tensor as RfTensor
 from rf_models.aed_ctc import AedCtcModel, spatial_dim_of
 
 from .callback import RecogError
+from .inputs import encode
 from .nbest import open_text_for_writing
 from .prior import log_prior_from_counts, posterior_sums, save_log_prior
 from .progress import Progress
@@ -40,7 +41,7 @@ def prior_forward_step(ctc_layer: int | None) -> Callable[..., None]:
     def forward_step(*, model: AedCtcModel, extern_data: TensorDict, **_kwargs: Any) -> None:
         audio = extern_data["data"]
         with torch.no_grad():
-            encoder_output = model.encode(audio, in_spatial_dim=spatial_dim_of(audio))
+            encoder_output = encode(model, audio, in_spatial_dim=spatial_dim_of(audio)).asr
             log_probs = model.ctc_log_probs(encoder_output, layer=ctc_layer)
             spatial_dim = encoder_output.enc_spatial_dim
             log_probs = log_probs.copy_transpose([batch_dim, spatial_dim, model.target_dim_with_blank]).raw_tensor

@@ -9,9 +9,12 @@ import torch
 from tiny_models import LSTM_LM, save_model
 from tiny_setup import ROOT, TinySetup, make_tiny_setup
 
+from configs.base.models import ExternalModels, check_combination
+from configs.base.options import OptionError
 from recog.nbest import Hypothesis, NBestHeader, NBestWriter, Utterance, audit, load_nbest
-from recog.options import LabelSyncOptions, RescoreOptions
+from recog.options import CtcOptions, LabelSyncOptions, RescoreOptions
 from recog.rescore import given_hypotheses, load_hypotheses
+from rf_models.options import AedCtcOptions
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +236,15 @@ def test_every_config_gets_as_far_as_the_missing_corpus(name, monkeypatch, tmp_p
     assert "no prepared corpus" in str(info.value) and "Prepare it with" in str(info.value)
     with open(filename, encoding="utf8") as file:
         assert f"rnn.py configs/{name}\n" in file.read() or "combination" in name
+
+
+def test_options_of_ctc_need_ctc():
+    """They had been taken and had no effect."""
+    no_models = ExternalModels(infos={}, checkpoints={}, ilm_type=None)
+    model = AedCtcOptions(enc_num_layers=2, ctc_layers=(1, 2))
+    search = LabelSyncOptions(att_scale=1.0, ctc_scale=0.0)
+    check_combination(model, CtcOptions(), search, no_models)
+    for name, value in {"ctc_layer": 1, "blank_penalty": 0.5, "soft_collapse_threshold": 0.8}.items():
+        with pytest.raises(OptionError, match=f"{name} = {value}, but ctc_scale = 0"):
+            check_combination(model, CtcOptions(**{name: value}), search, no_models)
+    check_combination(model, CtcOptions(ctc_layer=1), LabelSyncOptions(ctc_scale=0.3), no_models)

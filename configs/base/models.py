@@ -153,6 +153,14 @@ def check_combination(
         raise OptionError("this search needs a CTC head, but the model has none (ctc_layers is empty)")
     if ctc_opts.ctc_layer is not None and ctc_opts.ctc_layer not in layers:
         raise OptionError(f"ctc_layer = {ctc_opts.ctc_layer}: the model has CTC heads on the layers {layers} only")
+    if not needs_ctc:
+        unused = ("ctc_layer", "prior_scale", "blank_penalty", "soft_collapse_threshold", "blank_collapse_threshold")
+        for name in unused:
+            if getattr(ctc_opts, name) != getattr(CtcOptions(), name):
+                raise OptionError(
+                    f"{name} = {getattr(ctc_opts, name)}, but ctc_scale = 0, so it would have no effect:"
+                    " give ++ctc_scale, or leave it out"
+                )
     if isinstance(search_opts, GreedyOptions):
         if ctc_opts.uses_label_prior:
             raise OptionError('prior_type = "label" has no meaning in greedy search: use "frame"')

@@ -9,7 +9,8 @@ What the keys of the original recipes meant, and which options say the same here
   ``repeat_scale``), so these scales are not those of opls. Best alignment, no length normalisation, EOS at the end. The
   original added EOS only to the longest utterances of a batch; here all get it.
 - *tsbs*, *ctcbs* (ESPnet's time-synchronous search): full sum over alignments, the CTC scale is that of all frames, no
-  EOS scores. ESPnet looks only at 1.5 beams of labels per frame; here all are searched (``num_candidates`` None).
+  EOS scores. ESPnet looks only at 1.5 beams of labels per frame; here all are searched (``num_candidates`` None). The
+  prior of EOS is merged into that of blank, like its posterior; the originals left it out.
 - *greedy*: EOS is a label of its own and removed from the output (``ctc_eos`` "keep"); the others merge it into blank.
 - prior: subtracted from the log posteriors of all classes, then renormalised per frame (``prior_type`` "frame").
 
