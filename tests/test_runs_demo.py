@@ -32,6 +32,13 @@ def test_chain(folder):
         run_config(f"demo_recog_{search}", folder, num_workers=0)
         _, utterances = load_nbest(str(folder / "output" / f"demo_recog_{search}" / "nbest.jsonl"))
         assert len(utterances) == 16
+    run_config("demo_ilm_context", folder, num_workers=0)
+    average = folder / "output" / "demo_ilm_context" / "average.pt"
+    time = average.stat().st_mtime
+    res = run_config("demo_ilm_context", folder, num_workers=0)
+    assert "has finished before" in res.stdout and average.stat().st_mtime == time
+    res = run_config("demo_ilm_context", folder, num_workers=0, num_utterances=5, ok=False)
+    assert res.returncode != 0 and "other num_utterances" in res.stderr
 
 
 def test_makefile_is_these_commands():
