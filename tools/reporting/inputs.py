@@ -1,0 +1,304 @@
+"""
+What a report is about: output folders of runs, JSON files of the analysis tools, pictures. Found by what they are, not
+by their names; in a folder, whatever of these lies directly in it.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from recog.analysis.runs import AnalysisError, Run, load_run
+
+__all__ = [
+    "Picture",
+    "Recognition",
+    "ReportInputs",
+    "RunRecord",
+    "Training",
+    "finite",
+    "load_inputs",
+    "read_learning_rates",
+    "read_picture",
+]
+
+_PICTURES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+_MAX_PICTURE_BYTES = 8 * 2**20
+_OWN_JSON = frozenset({"options.json", "wer.json"})  # of the runs themselves
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How a run was started, from its log file. Only what the log says."""
+
+    command: list[str] | None = None
+    """Words of the command line after rnn.py, of the last process that wrote to this log."""
+    date: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    """Name of a program or package -> version"""
+    device: str | None = None
+    num_starts: int = 0
+    """Processes that wrote to this log."""
+
+    @property
+    def config(self) -> str | None:
+        """:return: name of the config without folder and ending"""
+        first = next((word for word in self.command or [] if not word.startswith(("+", "-"))), None)
+        return first and os.path.splitext(os.path.basename(first))[0]
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """A recognition run, or forced scores."""
+
+    run: Run
+    options: dict[str, Any]
+    """All options that the run recorded"""
+    times: dict[str, float | None]
+    """"time" of its wer.json"""
+    record: RunRecord
+
+    @property
+    def forced(self) -> bool:
+        """:return: whether these are scores of given label sequences, not results of a search"""
+        return self.run.header.search.startswith("forced_")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training run."""
+
+    name: str
+    folder: str
+    epochs: dict[int, dict[str, Any]]
+    """See :func:`read_learning_rates`"""
+    options: dict[str, Any]
+    record: RunRecord
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it stands in the page."""
+
+    name: str
+    url: str
+
+
+@dataclass
+class ReportInputs:
+    """Everything that the report shows."""
+
+    recognitions: list[Recognition] = field(default_factory=list)
+    forced: list[Recognition] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
+    tunings: list[dict[str, Any]] = field(default_factory=list)
+    """Records of tools/tune_scales.py"""
+    search_errors: list[dict[str, Any]] = field(default_factory=list)
+    """Records of tools/search_errors.py, one for each pair of files"""
+    beam_curves: list[dict[str, Any]] = field(default_factory=list)
+    """Records of tools/search_errors.py --beams"""
+    pictures: list[Picture] = field(default_factory=list)
+
+
+def load_inputs(paths: Sequence[str]) -> ReportInputs:
+    """
+    :param paths: folders of runs, n-best files, JSON files, pictures
+    :raises AnalysisError: something that was named is not there, or is nothing that a report can show
+    """
+    inputs = ReportInputs()
+    seen: set[str] = set()
+    for path in paths:
+        if os.path.isdir(path):
+            found = _load_folder(path, inputs, seen)
+        elif os.path.isfile(path):
+            found = _load_file(path, inputs, seen, named=True)
+        else:
+            raise AnalysisError(f"{path} does not exist: expected the output folder of a run, a JSON file or a picture")
+        if not found:
+            raise AnalysisError(
+                f"{path}: nothing that a report can show. Expected a folder with nbest.jsonl (recognition) or"
+                " learning_rates (training), JSON of tune_scales.py or search_errors.py, or a picture (.png, .svg)."
+                " Has the run ended?"
+            )
+    for runs in (inputs.recognitions, inputs.forced):
+        names = [recognition.run.name for recognition in runs]
+        runs[:] = [r if names.count(r.run.name) == 1 else replace(r, run=replace(r.run, name=r.run.file)) for r in runs]
+    return inputs
+
+
+def _load_folder(folder: str, inputs: ReportInputs, seen: set[str]) -> bool:
+    found = False
+    for name in ("learning_rates", "nbest.jsonl", "nbest.jsonl.gz"):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            found |= _load_file(path, inputs, seen, named=True)
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and name not in _OWN_JSON and name.lower().endswith((".json", *_PICTURES)):
+            found |= _load_file(path, inputs, seen, named=False)
+    return found
+
+
+def _load_file(path: str, inputs: ReportInputs, seen: set[str], *, named: bool) -> bool:
+    """:return: whether it is something to show (or was there before)"""
+    real = os.path.realpath(path)
+    if real in seen:
+        return True
+    folder, name = os.path.split(path)
+    extension = os.path.splitext(name)[1].lower()
+    if name.removesuffix(".gz").endswith(".jsonl"):
+        run = load_run(path)
+        options = _read_json_object(os.path.join(folder, "options.json")) or dict(run.header.options)
+        times = (_read_json_object(os.path.join(folder, "wer.json")) or {}).get("time") or {}
+        recognition = Recognition(run, options, times, _read_run_record(folder))
+        (inputs.forced if recognition.forced else inputs.recognitions).append(recognition)
+    elif name == "learning_rates":
+        options = _read_json_object(os.path.join(folder, "options.json")) or {}
+        run_folder = os.path.basename(os.path.abspath(folder))
+        training = Training(run_folder, folder, read_learning_rates(path), options, _read_run_record(folder))
+        inputs.trainings.append(training)
+    elif extension in _PICTURES:
+        inputs.pictures.append(read_picture(path))
+    elif extension != ".json" or not _add_json(path, inputs, named=named):
+        return False
+    seen.add(real)
+    return True
+
+
+def _add_json(path: str, inputs: ReportInputs, *, named: bool) -> bool:
+    """:return: whether it comes from one of the tools"""
+    content = _read_json_object(path, must=named)
+    if content is None:
+        return False
+    pairs, points = content.get("pairs"), content.get("points")
+    if {"run", "scales_before", "scales", "results", "curves"} <= set(content):
+        inputs.tunings.append(content)
+    elif isinstance(pairs, list) and all(isinstance(p, dict) and {"counts", "utterances"} <= set(p) for p in pairs):
+        inputs.search_errors += pairs
+    elif isinstance(points, list) and all(isinstance(p, dict) and "beam_size" in p for p in points):
+        inputs.beam_curves.append(content)
+    else:
+        return False
+    return True
+
+
+def _read_json_object(path: str, *, must: bool = False) -> dict[str, Any] | None:
+    """
+    :param path:
+    :param must: whether it is an error if there is none
+    :return: None: not there, or not a JSON object
+    :raises AnalysisError: not a JSON object
+    """
+    try:
+        with open(path, encoding="utf8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as exc:
+        if must:
+            raise AnalysisError(f"{path}: not JSON ({exc})") from None
+        return None
+    if not isinstance(content, dict) and must:
+        raise AnalysisError(f"{path}: expected a JSON object")
+    return content if isinstance(content, dict) else None
+
+
+def read_picture(path: str, *, name: str | None = None) -> Picture:
+    """
+    :param path: .png, .svg, .jpg
+    :param name: None: that of the file
+    :raises AnalysisError: too large
+    """
+    size = os.path.getsize(path)
+    if size > _MAX_PICTURE_BYTES:
+        raise AnalysisError(f"{path} has {size} bytes: too large for a page (limit {_MAX_PICTURE_BYTES})")
+    stem, extension = os.path.splitext(os.path.basename(path))
+    with open(path, "rb") as file:
+        content = base64.b64encode(file.read()).decode("ascii")
+    return Picture(name or stem, f"data:{_PICTURES[extension.lower()]};base64,{content}")
+
+
+def finite(value: Any) -> float | None:
+    """:return: the value if it is a finite number, else None"""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+# ---- files of RETURNN
+
+
+def read_learning_rates(path: str) -> dict[int, dict[str, Any]]:
+    """
+    :param path: RETURNN's file ``learning_rates``: a Python literal but for the calls ``EpochData(learningRate=...,
+        error={...})``. It is parsed, not executed.
+    :return: number of the sub-epoch -> its "error" dict (e.g. "dev_loss_ce", ":meta:time"), and "learning_rate"
+    :raises AnalysisError: not such a file
+    """
+    try:
+        with open(path, encoding="utf8") as file:
+            tree = ast.parse(file.read(), mode="eval").body
+        if not isinstance(tree, ast.Dict):
+            raise ValueError("expected a dict")
+        epochs = {}
+        for key, call in zip(tree.keys, tree.values, strict=True):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "EpochData":
+                raise ValueError("expected EpochData(...)")
+            values = {word.arg: _literal(word.value) for word in call.keywords}
+            epochs[int(_literal(key))] = {**(values.get("error") or {}), "learning_rate": values.get("learningRate")}
+    except (SyntaxError, ValueError, TypeError, RecursionError) as exc:
+        raise AnalysisError(f"{path}: not a file of learning rates as RETURNN writes it ({exc})") from None
+    return dict(sorted(epochs.items()))
+
+
+def _literal(node: ast.AST | None) -> Any:
+    """:return: value of a Python literal, in which nan and inf may stand as names"""
+    if isinstance(node, ast.Dict):
+        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.Name) and node.id in ("nan", "inf"):
+        return float(node.id)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_literal(node.operand)
+    if node is None:
+        raise ValueError("expected a literal")
+    return ast.literal_eval(node)
+
+
+_START = re.compile(r"^RETURNN starting up, version ([^,]+), date/time (\S+)")
+_COMMAND = re.compile(r"^RETURNN command line options: (\[.*\])$")
+_TORCH = re.compile(r"^PyTorch: (\S+)")
+_DEVICE = re.compile(r"^Using device: (.+)$")
+_CODE = re.compile(r"^New module: (?:recog|rf_models) \((\S+) in ")
+
+
+def _read_run_record(folder: str) -> RunRecord:
+    """:return: what returnn.log in this folder says; empty without one"""
+    record = RunRecord()
+    try:
+        file = open(os.path.join(folder, "returnn.log"), encoding="utf8", errors="replace")
+    except OSError:
+        return record
+    with file:
+        for line in file:
+            line = line.rstrip("\n")
+            if match := _START.match(line):
+                date = re.sub(r"^(\d+-\d+-\d+)-(\d+)-(\d+)-(\d+)$", r"\1 \2:\3:\4", match[2])
+                record = RunRecord(date=f"{date} UTC", versions={"RETURNN": match[1]}, num_starts=record.num_starts + 1)
+            elif match := _COMMAND.match(line):
+                try:
+                    words = [str(word) for word in ast.literal_eval(match[1])]
+                except (ValueError, SyntaxError):
+                    continue
+                record = replace(record, command=words)
+            elif match := _TORCH.match(line):
+                record = replace(record, versions={**record.versions, "PyTorch": match[1]})
+            elif match := _DEVICE.match(line):
+                record = replace(record, device=match[1])
+            elif match := _CODE.match(line):
+                record = replace(record, versions={**record.versions, "this project": match[1]})
+    return record
