@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from recog.analysis.tuning import ScaleRange, error_surface, scale_ranges
 
 from .charts import Curve, heat_map, line_chart
 from .inputs import Recognition, ReportInputs
-from .results import alignment_cells
+from .results import SUBTRACTED, alignment_cells
 
 __all__ = ["beams_section", "search_errors_section", "tuning_section"]
 
@@ -89,8 +90,8 @@ def _tuning_item(record: dict[str, Any]) -> dict[str, Any]:
             surface["x"]["scales"],
             surface["y"]["scales"],
             surface["wer_percent"],
-            x_label=f"scale of {in_surface[0]}",
-            y_label=f"scale of {in_surface[1]}",
+            x_label=_axis_name(in_surface[0]),
+            y_label=_axis_name(in_surface[1]),
             what="WER",
             marks=marks,
         )
@@ -103,6 +104,7 @@ def _tuning_item(record: dict[str, Any]) -> dict[str, Any]:
         "run": record["run"],
         "record": record,
         "parts": record.get("parts") or [],
+        "test_parts": [part for part in record.get("parts") or [] if is_test_name(part)],
         "others": [f"{name} {after[name]:g}" for name in after if name not in in_surface],
         "surface": svg,
         "curves": curves,
@@ -110,9 +112,14 @@ def _tuning_item(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _axis_name(component: str) -> str:
+    """:return: scales in n-best files have a sign, those of options have not"""
+    return f"scale of {component}" + (" (with its sign)" if component in SUBTRACTED else "")
+
+
 def _curve(name: str, scales: list[float], wers: list[float], marks: list[tuple[float, str]]) -> dict[str, Any]:
     marks = [mark for mark in marks if scales[0] <= mark[0] <= scales[-1]]
-    options = dict(x_label=f"scale of {name}", y_label="WER [%]", from_zero=False, mark_x=marks, dots=False)
+    options = dict(x_label=_axis_name(name), y_label="WER [%]", from_zero=False, mark_x=marks, dots=False)
     return {"component": name, "svg": line_chart([Curve("WER", scales, wers)], **options)}
 
 
@@ -168,6 +175,6 @@ def beams_section(inputs: ReportInputs) -> dict[str, Any] | None:
             if curves and len(beams) > 1:
                 options = dict(x_label="beam size", y_label=label, log2_x=True, from_zero=from_zero, x_ticks=beams)
                 charts.append(line_chart(curves, **options))
-        name = record.get("run") or record.get("config") or "search"
+        name = os.path.splitext(os.path.basename(record.get("config") or "search"))[0]
         items.append({"name": name, "record": record, "points": points, "charts": charts})
     return {"items": items} if items else None

@@ -32,6 +32,24 @@ __all__ = [
 _PICTURES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 _MAX_PICTURE_BYTES = 8 * 2**20
 _OWN_JSON = frozenset({"options.json", "wer.json"})  # of the runs themselves
+# Kind of a tool's JSON -> what it must have; which of that is a list; what each item of it must have.
+_TOOL_JSON: dict[str, tuple[set[str], str, set[str]]] = {
+    "tuning": (
+        set("run parts num_utts max_hyps criterion scales_before scales results intervals warnings surface".split()),
+        "curves",
+        {"component", "scales", "wer_percent"},
+    ),
+    "pairs": (
+        {"format"},
+        "pairs",
+        set("run search parts num_utts percent wer_percent wer_percent_without_search_errors utterances audit".split()),
+    ),
+    "beams": (
+        {"config", "overrides", "parts"},
+        "points",
+        set("beam_size num_utts wer search_errors worse_than_best_known model_errors real_time_factor".split()),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -177,16 +195,24 @@ def _add_json(path: str, inputs: ReportInputs, *, named: bool) -> bool:
     content = _read_json_object(path, must=named)
     if content is None:
         return False
-    pairs, points = content.get("pairs"), content.get("points")
-    if {"run", "scales_before", "scales", "results", "curves"} <= set(content):
-        inputs.tunings.append(content)
-    elif isinstance(pairs, list) and all(isinstance(p, dict) and {"counts", "utterances"} <= set(p) for p in pairs):
-        inputs.search_errors += pairs
-    elif isinstance(points, list) and all(isinstance(p, dict) and "beam_size" in p for p in points):
-        inputs.beam_curves.append(content)
-    else:
-        return False
-    return True
+    for kind, (wanted, items_key, item_keys) in _TOOL_JSON.items():
+        if items_key not in content:
+            continue
+        items = content[items_key]
+        missing = sorted(wanted - set(content))
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            missing = [f"list {items_key}"]
+        missing += sorted({key for item in items if not missing for key in item_keys - set(item)})
+        if missing and not named:
+            return False  # something else that lies in the folder of a run
+        if missing:
+            raise AnalysisError(f"{path}: has no {missing[0]}. Was it written by this version of the tool?")
+        if kind == "pairs":
+            inputs.search_errors += items
+        else:
+            (inputs.tunings if kind == "tuning" else inputs.beam_curves).append(content)
+        return True
+    return False
 
 
 def _read_json_object(path: str, *, must: bool = False) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from .charts import Bar, bar_chart
 from .inputs import Recognition
 
 __all__ = [
+    "SUBTRACTED",
     "alignment_cells",
     "corpus_of",
     "published_section",
@@ -28,13 +29,13 @@ __all__ = [
 ]
 
 _CONFIG_PREFIXES = {"ls960": "librispeech", "ted2": "tedlium2", "demo": "demo"}
-_SUBTRACTED = ("ilm", "prior")
+SUBTRACTED = ("ilm", "prior")
 _NUM_COLOURS = 6
 
 
 def scales_text(header: NBestHeader) -> str:
     """:return: scales as options have them, e.g. "att 0.7, ctc 0.3, ilm 0.2" (that of the ILM is subtracted)"""
-    parts = [f"{n} {-scale if n in _SUBTRACTED else scale:g}" for n, scale in header.scales.items() if scale]
+    parts = [f"{n} {-scale if n in SUBTRACTED else scale:g}" for n, scale in header.scales.items() if scale]
     if header.length_norm_exponent:
         parts.append(f"length norm {header.length_norm_exponent:g}")
     return ", ".join(parts)
@@ -175,10 +176,12 @@ def _comparable(row: Result, recognition: Recognition) -> bool:
     options, header = recognition.options, recognition.run.header
     if options.get("recipe"):
         return (row.recipe, row.model) == (options["recipe"], options.get("model"))
-    ours = {name for name, scale in header.scales.items() if scale and name != "length"}
-    if options.get("prior_scale"):
-        ours.add("prior")
-    return row.search == header.search and {name for name, scale in row.scales.items() if scale} == ours
+    return row.search == header.search and _components(row.scales) == _components(header.scales)
+
+
+def _components(scales: Mapping[str, float]) -> set[str]:
+    """:return: names of what is scored, without what only corrects it"""
+    return {name for name, scale in scales.items() if scale and name not in ("prior", "length")}
 
 
 # ---- utterances
