@@ -184,7 +184,6 @@ def _corpus_folder(options: dict[str, Any], vocab: dict[str, Any], part: str, nb
 
 def _corpus_audio(folder: str, utt: Utterance, *, peak_normalization: bool) -> np.ndarray:
     """:return: [samples] of an utterance of the corpus, as RETURNN's dataset delivers them"""
-    import io
     import zipfile
 
     from tools.corpus.package import CorpusError, part_listing
@@ -199,30 +198,18 @@ def _corpus_audio(folder: str, utt: Utterance, *, peak_normalization: bool) -> n
         raise AnalysisError(f"{filename} has no utterance {utt.seq_tag!r}: is it the corpus of this run? (--corpus)")
     with zipfile.ZipFile(filename) as archive:
         content = archive.read(f"{utt.part}/{entry['file']}")
-    return _read_audio(io.BytesIO(content), utt.seq_tag, peak_normalization=peak_normalization)
+    return _read_audio(content, utt.seq_tag, peak_normalization=peak_normalization)
 
 
-def _read_audio(file: Any, name: str, *, peak_normalization: bool) -> np.ndarray:
+def _read_audio(source: str | bytes, name: str, *, peak_normalization: bool) -> np.ndarray:
     """:return: [samples] float32"""
-    import soundfile
-
-    from rf_models.encoder import SAMPLE_RATE
+    from tools.corpus.audio import AudioError, read_audio
+    from tools.transcription.audio import to_mono_16khz
 
     try:
-        samples, rate = soundfile.read(file, dtype="float32")
-    except soundfile.LibsndfileError as exc:
+        samples = to_mono_16khz(*read_audio(source))
+    except AudioError as exc:
         raise AnalysisError(f"{name}: not a readable audio file ({exc})") from None
-    if samples.ndim > 1:
-        samples = samples.mean(axis=1)
-    if rate != SAMPLE_RATE:
-        import math
-
-        from scipy.signal import resample_poly
-
-        divisor = math.gcd(rate, SAMPLE_RATE)
-        samples = resample_poly(samples, SAMPLE_RATE // divisor, rate // divisor).astype(np.float32)
-    if not len(samples):
-        raise AnalysisError(f"{name}: there is no sound in it")
     peak = np.abs(samples).max()
     return samples / peak if peak_normalization and peak else samples
 
