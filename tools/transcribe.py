@@ -4,7 +4,7 @@ Transcribes audio files: any format that libsndfile reads (WAV, FLAC, Ogg, MP3, 
 
 The text goes to standard output, one line for each file (with several files: name, tab, text). Longer files are cut at
 silence. Times of words are those of the CTC alignment: from the first to the last frame with a label of the word. CTC
-marks labels by short peaks, so words end early in them.
+marks labels by short peaks in or near their sound, so these are not exactly the times at which words begin and end.
 
   python tools/transcribe.py --checkpoint output/demo_train/models/epoch.006.pt FILE.wav
   python tools/transcribe.py --checkpoint MODEL.pt --vocab data/librispeech/vocab/bpe_10k.json talk.mp3 --srt talk.srt

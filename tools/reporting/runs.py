@@ -42,7 +42,7 @@ def _training_item(training: Training) -> dict[str, Any]:
     rates = [finite(v.get(":meta:effective_learning_rate", v.get("learning_rate"))) for v in epochs.values()]
     if any(rate is not None for rate in rates):
         svg = line_chart([Curve("learning rate", numbers, rates, 5)], y_label="learning rate", **options)
-        charts.append({"name": "learning rate (last update)", "svg": svg})
+        charts.append({"name": "learning rate, at the beginning of each sub-epoch", "svg": svg})
     last = epochs[numbers[-1]]
     seconds = [finite(values.get(":meta:epoch_train_time_secs")) for values in epochs.values()]
     steps = finite(last.get(":meta:global_train_step_end"))

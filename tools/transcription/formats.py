@@ -18,7 +18,7 @@ _MAX_CAPTION_SECONDS = 6.0
 _CAPTION_PAUSE = 0.8
 """Seconds: a longer pause begins a new caption."""
 _CAPTION_HOLD = 0.4
-"""Seconds that a caption stays after its last word, if the next one does not begin before: CTC ends words early."""
+"""Seconds that a caption stays after its last word, if the next one does not begin before: CTC peaks are short."""
 
 
 def file_record(filename: str, duration: float, segments: Transcript) -> dict[str, Any]:
