@@ -11,6 +11,7 @@ from tiny_setup import ROOT, TinySetup, make_tiny_setup
 
 from configs.base.models import ExternalModels, check_combination
 from configs.base.options import OptionError
+from configs.base.run import stop_if_finished
 from recog.nbest import Hypothesis, NBestHeader, NBestWriter, Utterance, audit, load_nbest
 from recog.options import CtcOptions, LabelSyncOptions, RescoreOptions
 from recog.rescore import given_hypotheses, load_hypotheses
@@ -58,16 +59,14 @@ def test_time_sync_with_language_model(setup):
 
 def test_old_results_are_not_taken_for_those_of_a_run_that_failed(tmp_path):
     """With ++overwrite: the options are recorded, then the run fails before it begins; the same is started again."""
-    from configs.base import perplexity, prior, recog
-
-    nbest = tmp_path / "nbest.jsonl"
-    nbest.write_text("of beam 12")
-    recog._stop_if_finished(str(nbest), {}, {"beam_size": 4}, overwrite=True)
-    recog._stop_if_finished(str(nbest), {}, {"beam_size": 4}, overwrite=False)  # had ended: "has finished before"
-    for module, name in ((prior, "prior.json"), (perplexity, "perplexity.json")):
-        (tmp_path / name).write_text("{}")
-        module._stop_if_finished(str(tmp_path), {"checkpoint": "b"}, overwrite=True)
-        module._stop_if_finished(str(tmp_path), {"checkpoint": "b"}, overwrite=False)
+    for number, names in enumerate((["nbest.jsonl"], ["prior.json"], ["perplexity.json"], ["zero.pt", "average.pt"])):
+        files = [str(tmp_path / str(number) / name) for name in names]
+        os.mkdir(os.path.dirname(files[0]))
+        for file in files:
+            with open(file, "w", encoding="utf8") as stream:
+                stream.write("of beam 12")
+        stop_if_finished(files, {"beam_size": 4}, overwrite=True)
+        stop_if_finished(files, {"beam_size": 4}, overwrite=False)  # had ended: "has finished before"
 
 
 def options_error(setup, monkeypatch, tmp_path, search, *, run="recognition_run", **options):

@@ -8,12 +8,13 @@ import sys
 from dataclasses import dataclass, replace
 
 from corpora import make_librispeech
+from runs import REPO as ROOT
+from runs import run_command
 from tiny_models import AED, LSTM_LM, MINI_ILM, TRANSFORMER_LM, save_model
 
 from recog.vocab import Vocab, load_vocab
 from tools.prepare_librispeech import main as prepare_librispeech
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VOCAB = "spm_unigram_40"
 # Another encoder: 4 instead of 6 frames of 10 ms in one.
 SECOND_AED = replace(AED, enc_frontend_time_strides=(1, 2, 2))
@@ -40,9 +41,7 @@ class TinySetup:
 
     def run(self, config: str, *args: str) -> subprocess.CompletedProcess:
         """Runs it in the folder."""
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = self.command(config, *args)
-        return subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        return run_command(self.command(config, *args), self.folder, ok=False)
 
 
 def make_tiny_setup(folder: str) -> TinySetup:

@@ -9,14 +9,16 @@ import os
 import subprocess
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from runs import REPO as ROOT
+from runs import run_command
+
+__all__ = ["ROOT", "call_tool", "run_tool"]
 
 
 def run_tool(name: str, *args: object, cwd: object, timeout: float = 300) -> subprocess.CompletedProcess:
-    """:return: finished process of tools/<name>.py"""
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    """:return: finished process of tools/<name>.py, whether it succeeded or not"""
     command = [sys.executable, os.path.join(ROOT, "tools", f"{name}.py"), *map(str, args)]
-    return subprocess.run(command, cwd=str(cwd), env=env, capture_output=True, text=True, timeout=timeout)
+    return run_command(command, str(cwd), ok=False, timeout=timeout)
 
 
 def call_tool(name: str, *args: object, cwd: object) -> subprocess.CompletedProcess:

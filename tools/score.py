@@ -22,26 +22,18 @@ from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from recog.nbest import NBestFormatError, NBestHeader, Utterance, load_nbest, open_text_for_writing
+from recog.analysis.runs import AnalysisError, Run, check_same_references
+from recog.nbest import NBestFormatError, Utterance, load_nbest, open_text_for_writing
 from recog.text import TextNormaliser
 from recog.wer import RunScore, align_words, format_alignment, run_name, score_table, score_utterances
 
 __all__ = ["main"]
 
 
-class ScoreError(Exception):
-    """The message is for the user."""
-
-
 @dataclass(frozen=True)
-class Run:
-    """One n-best file."""
+class ScoredRun(Run):
+    """One n-best file and its word errors."""
 
-    name: str
-    file: str
-    header: NBestHeader
-    utterances: list[Utterance]
-    """Sorted by tag."""
     score: RunScore
 
 
@@ -55,12 +47,12 @@ def main(argv: list[str] | None = None) -> int:
         _check_outputs(args)
         normaliser = TextNormaliser(lower_case=not args.keep_case, drop_unknown=not args.keep_unk)
         runs = _load_runs(args.nbest, normaliser, sclite_costs=args.sclite_costs)
-        _check_references(runs, normaliser)
+        check_same_references(runs, normaliser=normaliser)
         _write_outputs(runs, args, normaliser)
     except OSError as exc:
         print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
         return 1
-    except (ScoreError, NBestFormatError) as exc:
+    except (AnalysisError, NBestFormatError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     print(score_table({run.name: (run.header.search, run.score) for run in runs}, markdown=args.markdown))
@@ -114,19 +106,19 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """:raises ScoreError: if an n-best file would be overwritten, e.g. after ``--alignments NBEST``"""
+    """:raises AnalysisError: if an n-best file would be overwritten, e.g. after ``--alignments NBEST``"""
     for option in ("json", "alignments", "ctm", "stm"):
         filename = getattr(args, option)
         if filename and re.search(r"\.jsonl(\.gz)?$", filename):
-            raise ScoreError(f"--{option} {filename}: that is the name of an n-best file, and would be overwritten")
+            raise AnalysisError(f"--{option} {filename}: that is the name of an n-best file, and would be overwritten")
 
 
-def _load_runs(files: list[str], normaliser: TextNormaliser, *, sclite_costs: bool) -> list[Run]:
-    """:raises ScoreError: the same file twice"""
+def _load_runs(files: list[str], normaliser: TextNormaliser, *, sclite_costs: bool) -> list[ScoredRun]:
+    """:raises AnalysisError: the same file twice"""
     paths = [os.path.realpath(file) for file in files]
     for i, path in enumerate(paths):
         if path in paths[:i]:
-            raise ScoreError(f"{files[i]} is given twice")
+            raise AnalysisError(f"{files[i]} is given twice")
     names = [run_name(file) for file in files]
     names = [name if names.count(name) == 1 else file for name, file in zip(names, files, strict=True)]
     runs = []
@@ -134,32 +126,16 @@ def _load_runs(files: list[str], normaliser: TextNormaliser, *, sclite_costs: bo
         try:
             header, utterances = load_nbest(file)
         except FileNotFoundError:
-            raise ScoreError(f"{file} does not exist: has the recognition run ended?") from None
+            raise AnalysisError(f"{file} does not exist: has the recognition run ended?") from None
         if not utterances:
-            raise ScoreError(f"{file}: has a header, but no utterances")
+            raise AnalysisError(f"{file}: has a header, but no utterances")
         utterances.sort(key=lambda utt: utt.seq_tag)
         score = score_utterances(utterances, normaliser=normaliser, sclite_costs=sclite_costs)
-        runs.append(Run(name, file, header, utterances, score))
+        runs.append(ScoredRun(name, file, header, utterances, score))
     return runs
 
 
-def _check_references(runs: list[Run], normaliser: TextNormaliser) -> None:
-    """:raises ScoreError: if two runs have different references for an utterance: their WERs could not be compared"""
-    refs: dict[str, tuple[str, str]] = {}
-    for run in runs:
-        for utt in run.utterances:
-            if utt.ref is None:
-                continue
-            ref = normaliser(utt.ref)
-            file, other = refs.setdefault(utt.seq_tag, (run.file, ref))
-            if ref != other:
-                raise ScoreError(
-                    f"mixed references: utterance {utt.seq_tag!r} has {other!r} in {file}, but {ref!r} in {run.file}:"
-                    " these runs cannot be compared"
-                )
-
-
-def _notes(runs: list[Run]) -> Iterator[str]:
+def _notes(runs: list[ScoredRun]) -> Iterator[str]:
     """:return: what makes rows of the table incomparable: the same part with other utterances"""
     for part in sorted({part for run in runs for part in run.score.parts}):
         tags = {run.name: {u.seq_tag for u in run.utterances if u.part == part and u.ref is not None} for run in runs}
@@ -171,7 +147,7 @@ def _notes(runs: list[Run]) -> Iterator[str]:
             yield f"part {part or '-'}: the runs have different utterances (missing: {what}): do not compare these rows"
 
 
-def _write_outputs(runs: list[Run], args: argparse.Namespace, normaliser: TextNormaliser) -> None:
+def _write_outputs(runs: list[ScoredRun], args: argparse.Namespace, normaliser: TextNormaliser) -> None:
     if args.json:
         with open_text_for_writing(args.json) as file:
             json.dump(_as_json(runs, args), file, indent=2, allow_nan=False)
@@ -191,7 +167,7 @@ def _write_outputs(runs: list[Run], args: argparse.Namespace, normaliser: TextNo
             file.writelines(_alignment_lines(runs, normaliser, sclite_costs=args.sclite_costs))
 
 
-def _as_json(runs: list[Run], args: argparse.Namespace) -> dict:
+def _as_json(runs: list[ScoredRun], args: argparse.Namespace) -> dict:
     """:return: content of the JSON file"""
     return {
         "format": 1,
@@ -220,7 +196,7 @@ def _speaker(utt: Utterance) -> str:
     return re.split("[-_]", _utterance_id(utt), maxsplit=1)[0] or "unknown"
 
 
-def _write_trn(runs: list[Run], folder: str, normaliser: TextNormaliser) -> None:
+def _write_trn(runs: list[ScoredRun], folder: str, normaliser: TextNormaliser) -> None:
     os.makedirs(folder, exist_ok=True)
     for run in runs:
         run_file = re.sub(r"[^\w.-]+", "_", run.name).strip("_")
@@ -233,10 +209,10 @@ def _write_trn(runs: list[Run], folder: str, normaliser: TextNormaliser) -> None
                 file.writelines(f"{normaliser(_hypothesis(utt))} ({_utterance_id(utt)})\n" for utt in utterances)
 
 
-def _duration(utt: Utterance, run: Run, option: str) -> float:
-    """:raises ScoreError: not known"""
+def _duration(utt: Utterance, run: ScoredRun, option: str) -> float:
+    """:raises AnalysisError: not known"""
     if not utt.duration:
-        raise ScoreError(f"{run.file}: {option} needs durations, but utterance {utt.seq_tag!r} has none")
+        raise AnalysisError(f"{run.file}: {option} needs durations, but utterance {utt.seq_tag!r} has none")
     return utt.duration
 
 
@@ -245,7 +221,7 @@ def _waveform(utt: Utterance) -> str:
     return re.sub(r"\s+", "_", utt.seq_tag)
 
 
-def _stm_lines(run: Run, normaliser: TextNormaliser) -> Iterator[str]:
+def _stm_lines(run: ScoredRun, normaliser: TextNormaliser) -> Iterator[str]:
     """:return: lines "waveform channel speaker begin end text" """
     for utt in run.utterances:
         if utt.ref is not None:
@@ -253,7 +229,7 @@ def _stm_lines(run: Run, normaliser: TextNormaliser) -> Iterator[str]:
             yield f"{_waveform(utt)} 1 {_speaker(utt)} 0.000 {end:.3f} {normaliser(utt.ref)}\n"
 
 
-def _ctm_lines(run: Run, normaliser: TextNormaliser) -> Iterator[str]:
+def _ctm_lines(run: ScoredRun, normaliser: TextNormaliser) -> Iterator[str]:
     """:return: lines "waveform channel begin duration word" """
     yield ";; The times are not measured: the words are spread evenly over the utterance.\n"
     for utt in run.utterances:
@@ -265,7 +241,7 @@ def _ctm_lines(run: Run, normaliser: TextNormaliser) -> Iterator[str]:
             yield f"{_waveform(utt)} 1 {i * step:.3f} {step:.3f} {word}\n"
 
 
-def _alignment_lines(runs: list[Run], normaliser: TextNormaliser, *, sclite_costs: bool) -> Iterator[str]:
+def _alignment_lines(runs: list[ScoredRun], normaliser: TextNormaliser, *, sclite_costs: bool) -> Iterator[str]:
     for run in runs:
         yield f"# {run.name} ({run.file})\n\n"
         for utt in run.utterances:

@@ -4,9 +4,7 @@ Runs that make zero-context and average-context internal language models of an A
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +20,11 @@ from .run import (
     asdicts,
     command_line_options,
     config_name,
+    file_record,
     log_config,
     make_output_dir,
     returnn_keys,
-    write_json,
+    stop_if_finished,
 )
 
 __all__ = ["IlmContextOptions", "ilm_context_run"]
@@ -68,7 +67,12 @@ def ilm_context_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     asr_info = read_model_info(asr_checkpoint)
     output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
     make_output_dir(output_dir)
-    _stop_if_finished(output_dir, asr_checkpoint, asdicts(groups))
+    stop_if_finished(  # a checkpoint that is written again would be another one for all that was computed with it
+        [os.path.join(output_dir, name) for name in ("zero.pt", "average.pt")],
+        {**asdicts(groups), **file_record(asr_checkpoint)},
+        overwrite=None,
+        ignore=("data_dir", "num_workers", "batch_size", "max_seqs"),
+    )
     num_seqs = corpus.num_seqs(corpus_opts.train_parts)
     dataset = corpus.forward_dataset(corpus_opts.train_parts)
     if num_seqs > opts.num_utterances:
@@ -106,31 +110,3 @@ def ilm_context_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     }
     config.update(returnn_keys(values))
     return config
-
-
-def _stop_if_finished(output_dir: str, asr_checkpoint: str, options: dict[str, Any]) -> None:
-    """
-    Records the options. If the same run has finished before, says so and ends the process: a checkpoint that is written
-    again would be another one for all that was computed with it.
-
-    :raises OptionError: if another run has finished in this folder
-    """
-    stat = os.stat(asr_checkpoint)
-    ignore = ("data_dir", "num_workers", "batch_size", "max_seqs")
-    record = {key: value for key, value in options.items() if key not in ignore}
-    record |= {"checkpoint": os.path.abspath(asr_checkpoint), "checkpoint_time": stat.st_mtime}
-    record = json.loads(json.dumps(record))  # tuples become lists, as in the file
-    record_file = os.path.join(output_dir, "options.json")
-    if all(os.path.isfile(os.path.join(output_dir, name)) for name in ("zero.pt", "average.pt")):
-        before = {}
-        if os.path.isfile(record_file):
-            with open(record_file, encoding="utf8") as file:
-                before = json.load(file)
-        if changed := [key for key, value in record.items() if before.get(key) != value]:
-            raise OptionError(
-                f"{output_dir} holds the models of a run with other {', '.join(changed)}. Choose another folder with"
-                " ++output_dir, or remove that one."
-            )
-        print(f"This run has finished before: {output_dir}. To repeat it, remove this folder.")
-        sys.exit(0)
-    write_json(record_file, record)

@@ -5,11 +5,8 @@ Perplexity runs: from the options of a config to what RETURNN's forward task rea
 from __future__ import annotations
 
 import gzip
-import json
 import os
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +23,7 @@ from .run import (
     log_config,
     make_output_dir,
     returnn_keys,
-    write_json,
+    stop_if_finished,
 )
 from .text import Text, TextOptions, TextSetup, lm_extern_data, open_texts, text_dataset
 
@@ -79,7 +76,12 @@ def perplexity_run(
         **asdicts(groups),
         "checkpoints": [[os.path.abspath(file), os.stat(file).st_mtime] for _, file in checkpoints.values()],
     }
-    _stop_if_finished(output_dir, record, overwrite=opts.overwrite)
+    stop_if_finished(
+        [os.path.join(output_dir, "perplexity.json")],
+        record,
+        overwrite=opts.overwrite,
+        summary_file=os.path.join(output_dir, "perplexity.txt"),
+    )
     tagged, num_seqs = [], {}
     for text in texts:
         text, num_seqs[text.name] = _with_tags(text, output_dir)
@@ -204,28 +206,3 @@ def _lines(filenames: tuple[str, ...]) -> Iterator[tuple[int, str]]:
                         yield number, line
         except (OSError, EOFError, UnicodeDecodeError) as exc:
             raise OptionError(f"{filename} cannot be read ({exc}): expected UTF-8 text") from None
-
-
-def _stop_if_finished(output_dir: str, record: dict[str, Any], *, overwrite: bool) -> None:
-    """
-    Records the options. If the same run has finished before, prints its results and ends the process.
-
-    :raises OptionError: if another run has finished in this folder
-    """
-    record = json.loads(json.dumps(record))
-    record_file, result_file = (os.path.join(output_dir, name) for name in ("options.json", "perplexity.json"))
-    if os.path.isfile(result_file) and os.path.isfile(record_file) and not overwrite:
-        with open(record_file, encoding="utf8") as file:
-            before = json.load(file)
-        changed = sorted(key for key in record if key != "overwrite" and before.get(key) != record[key])
-        if changed:
-            raise OptionError(
-                f"{result_file} holds the results of a run with other {', '.join(changed)}. Choose another folder with"
-                " ++output_dir, or replace them with ++overwrite True."
-            )
-        with open(os.path.join(output_dir, "perplexity.txt"), encoding="utf8") as file:
-            print(f"This run has finished before: {result_file}\n{file.read()}")
-        sys.exit(0)
-    with suppress(FileNotFoundError):  # if this run fails before it begins, old results must not be taken for its own
-        os.remove(result_file)
-    write_json(record_file, record)

@@ -4,10 +4,7 @@ Prior runs: CTC label priors of a model from the training data.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,10 +19,11 @@ from .run import (
     asdicts,
     command_line_options,
     config_name,
+    file_record,
     log_config,
     make_output_dir,
     returnn_keys,
-    write_json,
+    stop_if_finished,
 )
 
 __all__ = ["PriorOptions", "prior_run"]
@@ -84,9 +82,12 @@ def prior_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         raise OptionError(f"ctc_layer = {opts.ctc_layer}: the model has CTC heads on {model_opts.ctc_layers} only")
     output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
     make_output_dir(output_dir)
-    stat = os.stat(checkpoint)
-    record = {**asdicts(groups), "checkpoint": os.path.abspath(checkpoint), "checkpoint_time": stat.st_mtime}
-    _stop_if_finished(output_dir, record, overwrite=opts.overwrite)
+    stop_if_finished(
+        [os.path.join(output_dir, "prior.json")],
+        {**asdicts(groups), **file_record(checkpoint)},
+        overwrite=opts.overwrite,
+        ignore=("data_dir", "num_workers", "batch_size", "max_seqs"),
+    )
     dataset, num_seqs = corpus.forward_dataset(parts), corpus.num_seqs(parts)
     if opts.num_utterances is not None and opts.num_utterances < num_seqs:
         num_seqs = opts.num_utterances
@@ -130,28 +131,3 @@ def prior_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     }
     config.update(returnn_keys(values))
     return config
-
-
-def _stop_if_finished(output_dir: str, record: dict[str, Any], *, overwrite: bool) -> None:
-    """
-    Records the options. If the same run has finished before, says so and ends the process.
-
-    :raises OptionError: if another run has finished in this folder
-    """
-    record = json.loads(json.dumps(record))
-    record_file, result_file = (os.path.join(output_dir, name) for name in ("options.json", "prior.json"))
-    if os.path.isfile(result_file) and os.path.isfile(record_file) and not overwrite:
-        with open(record_file, encoding="utf8") as file:
-            before = json.load(file)
-        ignore = {"overwrite", "data_dir", "num_workers", "batch_size", "max_seqs"}
-        changed = [key for key, value in record.items() if key not in ignore and before.get(key) != value]
-        if changed:
-            raise OptionError(
-                f"{result_file} holds the results of a run with other {', '.join(changed)}. Choose another folder with"
-                " ++output_dir, or replace them with ++overwrite True."
-            )
-        print(f"This run has finished before: {result_file}. To repeat it: ++overwrite True.")
-        sys.exit(0)
-    with suppress(FileNotFoundError):  # if this run fails before it begins, old results must not be taken for its own
-        os.remove(result_file)
-    write_json(record_file, record)

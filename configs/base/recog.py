@@ -4,11 +4,8 @@ Recognition runs: from the options of a config to what RETURNN's forward task re
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +37,11 @@ from .run import (
     asdicts,
     command_line_options,
     config_name,
+    file_record,
     log_config,
     make_output_dir,
     returnn_keys,
-    write_json,
+    stop_if_finished,
 )
 
 if TYPE_CHECKING:
@@ -150,7 +148,16 @@ class ForwardRun:
         make_output_dir(self.output_dir)
         files = {"checkpoint": self.checkpoint, **(inputs or {})}
         files.update({f"{name}_file": filename for name, filename in self.external.checkpoints.items()})
-        _stop_if_finished(nbest_file, files, asdicts(self.groups), overwrite=opts.overwrite)
+        record = asdicts(self.groups)
+        for name, filename in files.items():
+            record |= file_record(filename, name=name)
+        stop_if_finished(
+            [nbest_file],
+            record,
+            overwrite=opts.overwrite,
+            ignore=("data_dir", "num_workers"),
+            summary_file=os.path.join(self.output_dir, "wer.txt"),
+        )
         config = {
             "backend": "torch",
             "behavior_version": BEHAVIOR_VERSION,
@@ -340,44 +347,3 @@ def _load_hypotheses(filename: str, run: ForwardRun) -> dict[str, Utterance]:
             " choose the parts with ++recog_parts"
         )
     return utterances
-
-
-def _stop_if_finished(nbest_file: str, files: dict[str, str], options: dict[str, Any], *, overwrite: bool) -> None:
-    """
-    Records the options beside the n-best file. If the same run has finished before, says so and ends the process.
-
-    :param nbest_file:
-    :param files: that the results depend on
-    :param options: of the run
-    :param overwrite:
-    :raises OptionError: if another run has finished in this folder
-    """
-    record = dict(options)
-    for name, filename in files.items():
-        stat = os.stat(filename)
-        record |= {name: os.path.abspath(filename), f"{name}_size": stat.st_size, f"{name}_time": stat.st_mtime}
-    record = json.loads(json.dumps(record))
-    record_file = os.path.join(os.path.dirname(nbest_file), "options.json")
-    if os.path.isfile(nbest_file) and not overwrite:
-        before = {}
-        if os.path.isfile(record_file):
-            with open(record_file, encoding="utf8") as file:
-                before = json.load(file)
-        ignore = {"overwrite", "data_dir", "num_workers"}
-        changed = [
-            f"{k}: {before.get(k)!r} -> {v!r}" for k, v in record.items() if k not in ignore and before.get(k) != v
-        ]
-        if changed:
-            raise OptionError(
-                f"{nbest_file} holds the results of a run with other options ({'; '.join(changed)})."
-                " Choose another folder with ++output_dir, or replace them with ++overwrite True."
-            )
-        print(f"This run has finished before: {nbest_file}. To repeat it: ++overwrite True.")
-        wer_file = os.path.join(os.path.dirname(nbest_file), "wer.txt")
-        if os.path.isfile(wer_file):
-            with open(wer_file, encoding="utf8") as file:
-                print(file.read())
-        sys.exit(0)
-    with suppress(FileNotFoundError):  # if this run fails before it begins, old results must not be taken for its own
-        os.remove(nbest_file)
-    write_json(record_file, record)

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,6 +71,67 @@ def write_json(filename: str, content: Any) -> None:
         json.dump(content, file, indent=2, sort_keys=True)
         file.write("\n")
     os.replace(temporary, filename)
+
+
+def file_record(filename: str, *, name: str = "checkpoint") -> dict[str, Any]:
+    """
+    :param filename: of a file that the results of a run depend on
+    :param name: what it is
+    :return: what tells in ``options.json`` whether it is still the same: path, size in bytes, time of its last change
+    """
+    stat = os.stat(filename)
+    return {name: os.path.abspath(filename), f"{name}_size": stat.st_size, f"{name}_time": stat.st_mtime}
+
+
+def stop_if_finished(
+    result_files: Sequence[str],
+    record: dict[str, Any],
+    *,
+    overwrite: bool | None,
+    ignore: Collection[str] = (),
+    summary_file: str | None = None,
+) -> None:
+    """
+    Records what the results of a run depend on, in ``options.json`` beside them. If the same run has finished before,
+    says so and ends the process.
+
+    :param result_files: in one folder; where all are, the run is complete
+    :param record: options and input files
+    :param overwrite: replace finished results; None: this run has no such option
+    :param ignore: keys of the record that may differ, since the results do not depend on them
+    :param summary_file: results to be printed, if the run has finished before
+    :raises OptionError: another run has finished in this folder
+    """
+    folder = os.path.dirname(result_files[0])
+    record_file = os.path.join(folder, "options.json")
+    record = json.loads(json.dumps(record))  # tuples become lists, as in the file
+    if all(map(os.path.isfile, result_files)) and not overwrite:
+        before = {}
+        if os.path.isfile(record_file):
+            with open(record_file, encoding="utf8") as file:
+                before = json.load(file)
+        changed = [
+            f"{key}: {before.get(key)!r} -> {value!r}"
+            for key, value in record.items()
+            if key != "overwrite" and key not in ignore and before.get(key) != value
+        ]
+        replace, repeat = "replace them with ++overwrite True", "++overwrite True"
+        if overwrite is None:
+            replace, repeat = "remove that one", "remove this folder"
+        if changed:
+            raise OptionError(
+                f"{result_files[-1]} holds the results of a run with other {'; '.join(changed)}."
+                f" Choose another folder with ++output_dir, or {replace}."
+            )
+        print(f"This run has finished before: {result_files[-1]}. To repeat it: {repeat}.")
+        if summary_file is not None and os.path.isfile(summary_file):
+            with open(summary_file, encoding="utf8") as file:
+                print(file.read())
+        sys.exit(0)
+    for filename in result_files:  # if this run fails before it begins, old results must not be taken for its own
+        with suppress(FileNotFoundError):
+            os.remove(filename)
+    write_json(record_file, record)
 
 
 def make_output_dir(path: str) -> None:
