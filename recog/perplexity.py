@@ -30,7 +30,14 @@ from .nbest import open_text_for_writing
 from .progress import Progress
 from .vocab import Vocab
 
-__all__ = ["LanguageModels", "PerplexityCallback", "TextScore", "perplexity_forward_step", "perplexity_table"]
+__all__ = [
+    "LanguageModels",
+    "PerplexityCallback",
+    "TextScore",
+    "perplexity_forward_step",
+    "perplexity_table",
+    "sequence_log_probs",
+]
 
 TAG_SEPARATOR = "|"
 """In sequence tags: <name of the text>|<tag in it>"""
@@ -62,7 +69,7 @@ def perplexity_forward_step(*, model: LanguageModels, extern_data: TensorDict, *
     device = labels.raw_tensor.device
     labels_dim = spatial_dim_of(labels)
     models_dim = Dim(len(model.names), name="models")
-    sums = [_sequence_log_probs(one, labels, labels_dim) for one in model.models]
+    sums = [sequence_log_probs(one, labels, labels_dim) for one in model.models]
     stacked, _ = rf.stack(sums, out_dim=models_dim)
     stacked = stacked.copy_transpose([batch_dim, models_dim])
     assert stacked.raw_tensor.device == device
@@ -71,8 +78,13 @@ def perplexity_forward_step(*, model: LanguageModels, extern_data: TensorDict, *
     run_ctx.mark_as_output(labels, "labels", dims=[batch_dim, labels_dim])
 
 
-def _sequence_log_probs(model: LanguageModel, labels: RfTensor, labels_dim: Dim) -> RfTensor:
-    """:return: {batch} float64 log-probability of the labels with EOS"""
+def sequence_log_probs(model: LanguageModel, labels: RfTensor, labels_dim: Dim) -> RfTensor:
+    """
+    :param model:
+    :param labels: {batch, labels_dim} without EOS
+    :param labels_dim:
+    :return: {batch} float64 log-probability of the labels and of EOS behind them
+    """
     labels, spatial_dim = append_eos(labels, labels_dim, eos_index=model.eos_index, target_dim=model.target_dim)
     log_probs = lm_log_probs(model, labels, spatial_dim=spatial_dim)
     log_probs = rf.gather(log_probs, axis=model.target_dim, indices=labels)
@@ -89,6 +101,22 @@ class TextScore:
     num_unknown: int = 0
     """Labels that stand for characters which the vocabulary does not have."""
     log_prob: dict[str, float] = field(default_factory=dict)
+
+    def add_sentence(self, labels: list[int], log_probs: dict[str, float], *, vocab: Vocab) -> int:
+        """
+        :param labels: without EOS
+        :param log_probs: of labels and EOS, by name of the model
+        :param vocab: makes words of labels
+        :return: number of words
+        """
+        num_words = len(vocab.labels_to_text(labels).split())
+        self.num_sentences += 1
+        self.num_labels += len(labels)
+        self.num_words += num_words
+        self.num_unknown += labels.count(vocab.unknown_index)
+        for name, value in log_probs.items():
+            self.log_prob[name] = self.log_prob.get(name, 0.0) + value
+        return num_words
 
     def perplexity(self, model: str, *, per: str) -> float:
         """
@@ -170,14 +198,7 @@ class PerplexityCallback(ForwardCallbackIface):
         text, _, tag = seq_tag.partition(TAG_SEPARATOR)
         labels = outputs["labels"].raw_tensor.tolist()
         log_probs = dict(zip(self.model_names, outputs["log_probs"].raw_tensor.tolist(), strict=True))
-        num_words = len(self.vocab.labels_to_text(labels).split())
-        score = self.scores[text]
-        score.num_sentences += 1
-        score.num_labels += len(labels)
-        score.num_words += num_words
-        score.num_unknown += labels.count(self.vocab.unknown_index)
-        for name, value in log_probs.items():
-            score.log_prob[name] += value
+        num_words = self.scores[text].add_sentence(labels, log_probs, vocab=self.vocab)
         self.sentences.append(
             {"text": text, "tag": tag, "num_labels": len(labels), "num_words": num_words, "log_prob": log_probs}
         )

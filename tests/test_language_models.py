@@ -12,16 +12,20 @@ import torch
 from corpora import make_librispeech
 from returnn.config import Config, global_config_ctx
 from returnn.tensor import Dim, Tensor
+from tool_runs import call_tool
 
 from configs.base import demo
 from configs.base.options import OptionError
 from configs.base.perplexity import perplexity_run
+from recog.nbest import Hypothesis, NBestHeader, NBestWriter, Utterance
+from recog.vocab import load_vocab
 from rf_models.checkpoint import ModelInfo, build_model
 from rf_models.lm_train import lm_log_probs
 from rf_models.sequences import append_eos
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NUM_LABELS = 5
+VOCAB = "data/demo/vocab/spm_unigram_40.json"
 SMALL = {
     "lstm_lm": dict(num_layers=2, embed_dim=6, lstm_dim=8),
     "transformer_lm": dict(num_layers=2, embed_dim=6, model_dim=8, ff_dim=8, num_heads=2, att_dim=8),
@@ -125,6 +129,43 @@ def test_training_and_perplexity(workplace):
 
     code, output = run("-m", "returnn", config, *options, cwd=workplace)
     assert code == 0 and "has finished before" in output and "Forward" not in output
+
+    # the tool says the same without a config, in batches of another size
+    tool = call_tool(
+        "perplexity", "a.pt", "--vocab", VOCAB, "--text", "lm.txt", "my.txt", "--batch-size", "7", "--json", "ppl.json",
+        cwd=workplace,
+    )  # fmt: skip
+    assert tool.returncode == 0, tool.stderr
+    of_tool = json.loads((workplace / "ppl.json").read_text())
+    for mine, theirs in (("lm.txt", "lm"), ("my.txt", "my.txt")):
+        score, expected = of_tool[mine], result[theirs]
+        assert {key: value for key, value in score.items() if key.startswith("num_")} == {
+            key: value for key, value in expected.items() if key.startswith("num_")
+        }
+        assert score["log_prob"]["a.pt"] == pytest.approx(expected["log_prob"]["a.pt"], rel=1e-6)
+        assert f"{score['perplexity_per_word']['a.pt']:.2f}" in tool.stdout
+
+
+def test_perplexity_of_an_nbest_file(workplace, tmp_path):
+    """References, or the best hypotheses; utterances without text are no sentences."""
+    hyps = [Hypothesis([3, 4], text, -1.0, {"att": -1.0}) for text in ("A B", "")]
+    with NBestWriter(str(tmp_path / "nbest.jsonl"), NBestHeader(search="label_sync", scales={"att": 1.0})) as writer:
+        for i, (ref, hyp) in enumerate(zip(("C", "A B C"), hyps, strict=True)):
+            writer.write(Utterance(seq_tag=f"dev/{i}", duration=1.0, enc_len=9, ref=ref, hyps=[hyp]))
+        writer.write(Utterance(seq_tag="dev/2", duration=1.0, enc_len=9, ref=None, hyps=[], error="broken"))
+    info = ModelInfo("lstm_lm", SMALL["lstm_lm"], load_vocab(str(workplace / VOCAB)).num_labels, 0)
+    params = {name: param.raw_tensor.detach() for name, param in build_model(info).named_parameters()}
+    torch.save({"model": params, "model_info": info.as_dict()}, tmp_path / "lm.pt")
+    args = ("perplexity", "lm.pt", "--vocab", workplace / VOCAB, "--text", "nbest.jsonl")
+    done = call_tool(*args, "--hyps", "--json", "hyps.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    score = json.loads((tmp_path / "hyps.json").read_text())["nbest.jsonl"]
+    assert (score["num_sentences"], score["num_words"]) == (1, 2)
+    done = call_tool(*args, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr == "error: nbest.jsonl: utterance dev/2 has no reference\n"
+    (tmp_path / "empty.txt").write_text("\n")
+    done = call_tool(*args[:-1], "empty.txt", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr == "error: empty.txt: there is no sentence in it\n"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from .run import (
 )
 from .text import Text, TextOptions, TextSetup, lm_extern_data, open_texts, text_dataset
 
-__all__ = ["PerplexityOptions", "perplexity_run"]
+__all__ = ["PerplexityOptions", "find_language_model", "perplexity_run", "read_sentences"]
 
 _KINDS = ("lstm_lm", "transformer_lm", "mini_lstm_ilm")
 
@@ -71,7 +71,7 @@ def perplexity_run(
     output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
     make_output_dir(output_dir)
     texts, vocab = open_texts(opts.texts, setup, text_opts, output_dir=output_dir)
-    checkpoints = {name: _language_model(name, vocab) for name in opts.models}
+    checkpoints = {name: find_language_model(name, vocab) for name in opts.models}
     record = {
         **asdicts(groups),
         "checkpoints": [[os.path.abspath(file), os.stat(file).st_mtime] for _, file in checkpoints.values()],
@@ -140,7 +140,7 @@ class _ReadOptions:
         )
 
 
-def _language_model(name: str, vocab: Vocab) -> tuple[ModelInfo, str]:
+def find_language_model(name: str, vocab: Vocab) -> tuple[ModelInfo, str]:
     """
     :param name: of a training run, or a checkpoint
     :param vocab: of this run
@@ -182,7 +182,7 @@ def _with_tags(text: Text, output_dir: str) -> tuple[Text, int]:
     text_file, tags_file = os.path.join(folder, f"{text.name}.txt"), os.path.join(folder, f"{text.name}.tags.txt")
     number = 0
     with open(text_file + ".tmp", "w", encoding="utf8") as sentences, open(tags_file + ".tmp", "w") as names:
-        for line_number, line in _lines(text.files):
+        for line_number, line in read_sentences(text.files):
             sentences.write(line + "\n")
             names.write(f"{text.name}{TAG_SEPARATOR}{tags[number] if tags else f'line-{line_number}'}\n")
             number += 1
@@ -193,7 +193,7 @@ def _with_tags(text: Text, output_dir: str) -> tuple[Text, int]:
     return Text(text.name, (text_file,), tags_file), number
 
 
-def _lines(filenames: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+def read_sentences(filenames: tuple[str, ...]) -> Iterator[tuple[int, str]]:
     """:return: number (from 1) and content of all lines that are not empty, with single spaces"""
     number = 0
     for filename in filenames:
