@@ -324,12 +324,24 @@ def chromium(tmp_path_factory):
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
 
-    def run(url, *args):
+    def start(url, *args):
         profile = tmp_path_factory.mktemp("profile")
         flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
         flags += " --disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr"
+        flags += " --disable-dev-shm-usage"
         command = [CHROMIUM, *flags.split(), f"--user-data-dir={profile}", *args, url]
-        res = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    try:  # some machines have the program, but not what it needs to run
+        probe = start("about:blank", "--dump-dom")
+        problem = probe.stderr[-300:] if probe.returncode or "<html>" not in probe.stdout else None
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        problem = str(exc)
+    if problem is not None:
+        pytest.skip(f"{CHROMIUM} does not show an empty page: {problem}")
+
+    def run(url, *args):
+        res = start(url, *args)
         assert res.returncode == 0, res.stderr[-3000:]
         return res.stdout, [line for line in res.stderr.splitlines() if "CONSOLE" in line]
 
