@@ -9,10 +9,13 @@ from dataclasses import dataclass
 import returnn.frontend as rf
 from returnn.tensor import Dim, Tensor, TensorDict
 
+from .ctc_window import GaussianWindow
 from .decoder import AttentionDecoder, AttentionMemory
 from .encoder import LogMelFeatures, make_conformer_encoder
+from .initialisation import init_decoder_like_tensorflow, init_embedding, init_encoder_like_tensorflow
 from .options import AedCtcOptions, AedCtcTrainOptions
 from .sequences import append_eos, spatial_dim_of
+from .weight_dropout import add_weight_dropout
 
 __all__ = ["AedCtcModel", "EncoderOutput", "spatial_dim_of", "train_step"]
 
@@ -51,10 +54,24 @@ class AedCtcModel(rf.Module):
         self.features = LogMelFeatures(opts)
         self.encoder = make_conformer_encoder(self.features.out_dim, opts)
         self.enc_dim = self.encoder.out_dim
+        self.ctc_window = None
+        if opts.ctc_window_size:
+            with_input = opts.ctc_window_input == "both"
+            self.ctc_window = GaussianWindow(
+                self.enc_dim, size=opts.ctc_window_size, std=opts.ctc_window_std, with_input=with_input
+            )
+        ctc_in_dim = self.ctc_window.out_dim if self.ctc_window else self.enc_dim
         self.ctc_heads = rf.ModuleList(
-            {f"layer{layer}": rf.Linear(self.enc_dim, self.target_dim_with_blank) for layer in sorted(opts.ctc_layers)}
+            {f"layer{layer}": rf.Linear(ctc_in_dim, self.target_dim_with_blank) for layer in sorted(opts.ctc_layers)}
         )
         self.decoder = AttentionDecoder(self.enc_dim, self.target_dim, opts) if opts.with_decoder else None
+        if opts.param_init == "tensorflow":
+            init_encoder_like_tensorflow(self.encoder)
+            if self.decoder is not None:
+                init_decoder_like_tensorflow(self.decoder)
+        if opts.dec_embed_init_stddev is not None:
+            init_embedding(self.decoder.target_embed, opts.dec_embed_init_stddev)
+        self.weight_dropouts = add_weight_dropout(self.encoder, opts)
 
     def encode(
         self, audio: Tensor, *, in_spatial_dim: Dim, train_opts: AedCtcTrainOptions | None = None
@@ -98,7 +115,10 @@ class AedCtcModel(rf.Module):
             raise ValueError(
                 f"ctc_layer = {layer}: this model has CTC heads on layers {sorted(self.opts.ctc_layers)} only"
             )
-        logits = self.ctc_heads[f"layer{layer}"](encoder_output.layers[layer])
+        enc = encoder_output.layers[layer]
+        if self.ctc_window is not None:
+            enc = self.ctc_window(enc, spatial_dim=encoder_output.enc_spatial_dim)
+        logits = self.ctc_heads[f"layer{layer}"](enc)
         return rf.log_softmax(logits, axis=self.target_dim_with_blank)
 
     def attention_memory(self, encoder_output: EncoderOutput) -> AttentionMemory:

@@ -43,10 +43,22 @@ class AedCtcOptions:
     enc_input_dropout: float = 0.1
     enc_pos_emb_dropout: float = 0.0
     enc_rel_pos_clipping: int = 16
+    enc_att_weight_dropout: float = 0.0
+    """Dropout on the matrices of self-attention, not on activations (:mod:`rf_models.weight_dropout`)."""
+    enc_ff_weight_dropout: float = 0.0
+    """The same for the feed-forward modules."""
+    enc_conv_weight_dropout: float = 0.0
+    """The same for the convolution modules."""
 
     # CTC heads
     ctc_layers: tuple[int, ...] = (12,)
     """Encoder layers (1-based) with a CTC head. Recognition uses the top-most unless ``ctc_layer`` says otherwise."""
+    ctc_window_size: int = 0
+    """Frames of a Gaussian window over the input of the CTC heads (:mod:`rf_models.ctc_window`). 0: no window."""
+    ctc_window_std: float = 1.0
+    """Its standard deviation in frames. 0: the frame itself."""
+    ctc_window_input: Literal["both", "window"] = "both"
+    """What a CTC head sees: "both" the frame and its window (twice ``enc_dim``), or the window alone."""
 
     # attention decoder; with_decoder = False is a CTC-only model
     with_decoder: bool = True
@@ -63,6 +75,12 @@ class AedCtcOptions:
     dec_use_zoneout_output: bool = True
     """Whether the zoned-out h is the output of the LSTM (Krueger et al. 2016), or only its state (old RETURNN, and so
     the published LibriSpeech model)."""
+
+    # initial parameters, see rf_models/initialisation.py
+    param_init: Literal["frontend", "tensorflow"] = "frontend"
+    """"tensorflow": as in RETURNN's TensorFlow layers with the "fairseq" initialisation of the published training."""
+    dec_embed_init_stddev: float | None = None
+    """Initial label embeddings are normal with this standard deviation. None: as ``param_init`` says."""
 
     def __post_init__(self):
         if self.enc_dim % self.enc_num_heads:
@@ -81,6 +99,29 @@ class AedCtcOptions:
             )
         if not self.ctc_layers and not self.with_decoder:
             raise ValueError("the model has neither a CTC head (ctc_layers) nor a decoder (with_decoder)")
+        for name in ("enc_att_weight_dropout", "enc_ff_weight_dropout", "enc_conv_weight_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected 0 <= {name} < 1")
+        if self.ctc_window_size < 0 or self.ctc_window_std < 0:
+            raise ValueError(
+                f"ctc_window_size = {self.ctc_window_size}, ctc_window_std = {self.ctc_window_std}:"
+                " must not be negative"
+            )
+        if self.ctc_window_input not in ("both", "window"):
+            raise ValueError(f"ctc_window_input = {self.ctc_window_input!r}: expected both or window")
+        if self.ctc_window_size and not self.ctc_layers:
+            raise ValueError(
+                f"ctc_window_size = {self.ctc_window_size}, but there is no CTC head (ctc_layers is empty)"
+            )
+        if not self.ctc_window_size and (self.ctc_window_std, self.ctc_window_input) != (1.0, "both"):
+            raise ValueError("ctc_window_std and ctc_window_input have no effect without ctc_window_size")
+        if self.param_init not in ("frontend", "tensorflow"):
+            raise ValueError(f"param_init = {self.param_init!r}: expected frontend or tensorflow")
+        if self.dec_embed_init_stddev is not None:
+            if self.dec_embed_init_stddev <= 0:
+                raise ValueError(f"dec_embed_init_stddev = {self.dec_embed_init_stddev}: expected a positive number")
+            if not self.with_decoder:
+                raise ValueError("dec_embed_init_stddev has no effect without decoder (with_decoder False)")
         if self.dec_readout_dim % 2:
             raise ValueError(f"dec_readout_dim = {self.dec_readout_dim}: the max-out over pairs needs an even number")
 

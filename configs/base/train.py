@@ -132,7 +132,7 @@ def training_config(
         position = epoch - 1 if epoch_continuous is None else epoch_continuous
         if os.environ.get("RANK", "0") == "0":  # one of the processes under torchrun
             progress.update(position / opts.num_epochs, f"sub-epoch {epoch} of {opts.num_epochs}")
-        return opts.learning_rate_at(position)
+        return opts.learning_rate_at(epoch - 1 if opts.lr_per_sub_epoch else position)
 
     config = {
         "backend": "torch",
@@ -155,7 +155,11 @@ def training_config(
         "learning_rate_file": os.path.join(output_dir, "learning_rates"),
         "learning_rate_control_error_measure": error_measure,
         "save_interval": 1,
-        "cleanup_old_models": {"keep_last_n": opts.keep_last_n, "keep_best_n": 0, "keep": [opts.num_epochs]},
+        "cleanup_old_models": {
+            "keep_last_n": opts.keep_last_n,
+            "keep_best_n": opts.keep_best_n,
+            "keep": [opts.num_epochs],
+        },
         "random_seed": opts.random_seed,
         "torch_dataloader_opts": {"num_workers": num_workers},
         "torch_dataloader_shard_workers": True,  # else each of several workers loads all of the data
@@ -172,8 +176,8 @@ def training_config(
 
 
 def _optimizer(opts: LoopOptions) -> dict[str, Any]:
-    """:return: RETURNN's options of AdamW"""
-    optimizer = {"class": "adamw", "epsilon": opts.adam_eps, "weight_decay": opts.weight_decay}
+    """:return: RETURNN's options of Adam or AdamW"""
+    optimizer = {"class": opts.optimizer, "epsilon": opts.adam_eps, "weight_decay": opts.weight_decay}
     if opts.weight_decay:  # RETURNN knows the next option only then
         optimizer["weight_decay_modules_blacklist"] = ["rf.Embedding", "rf.LearnedRelativePositionalEncoding"]
     return optimizer
@@ -190,7 +194,9 @@ def _use_amp(opts: LoopOptions) -> bool:
 
 # A run can be continued with these options changed; with another model or vocabulary it would be another run.
 _FREE_TO_CHANGE = frozenset(
-    "data_dir num_epochs num_workers keep_last_n amp output_dir dev_max_seqs dev_texts batch_size max_seqs".split()
+    """
+    data_dir num_epochs num_workers keep_last_n keep_best_n amp output_dir dev_max_seqs dev_texts batch_size max_seqs
+    """.split()
 )
 
 

@@ -25,6 +25,11 @@ class LoopOptions:
     """Points of the piecewise-linear learning rate, as fractions of num_epochs ("one cycle")."""
     lr_factors: tuple[float, ...] = (1e-2, 1.0, 1e-2, 1e-3)
     """Learning rate at these points, as factors of peak_learning_rate."""
+    lr_per_sub_epoch: bool = False
+    """The learning rate changes between sub-epochs only. The sub-epochs of each piece then have equidistant rates from
+    its first to its last point, both included, as in the original per-epoch lists."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """"adam": weight_decay is added to the gradient (L2) instead of being applied to the weights directly."""
     weight_decay: float = 1e-2
     adam_eps: float = 1e-8
     gradient_clip_global_norm: float | None = 5.0
@@ -33,6 +38,8 @@ class LoopOptions:
 
     keep_last_n: int = 5
     """Checkpoints of so many last sub-epochs are kept."""
+    keep_best_n: int = 0
+    """And those of so many best sub-epochs by each of the losses and errors on the dev set."""
     random_seed: int = 42
 
     def __post_init__(self):
@@ -42,17 +49,34 @@ class LoopOptions:
             raise ValueError("lr_positions and lr_factors differ in length")
         if list(self.lr_positions) != sorted(self.lr_positions) or self.lr_positions[0] != 0:
             raise ValueError(f"lr_positions = {self.lr_positions}: expected increasing fractions that start with 0")
+        if self.optimizer not in ("adamw", "adam"):
+            raise ValueError(f"optimizer = {self.optimizer!r}: expected adamw or adam")
+        if self.keep_best_n < 0 or self.keep_last_n < 1:
+            raise ValueError(
+                f"keep_last_n = {self.keep_last_n}, keep_best_n = {self.keep_best_n}: expected at least 1 and 0"
+            )
 
     def learning_rate_at(self, epoch: float) -> float:
         """
         :param epoch: number of sub-epochs done, with fraction
         :return: learning rate by piecewise-linear interpolation, constant beyond the last point
         """
+        if self.lr_per_sub_epoch:
+            return self._learning_rate_of(int(epoch) + 1)
         x = epoch / self.num_epochs
         points = list(zip(self.lr_positions, self.lr_factors, strict=True))
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
             if x < x1:
                 return self.peak_learning_rate * (y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+        return self.peak_learning_rate * points[-1][1]
+
+    def _learning_rate_of(self, sub_epoch: int) -> float:
+        """:return: of one sub-epoch (1 ... num_epochs), which is constant"""
+        points = [(round(x * self.num_epochs), y) for x, y in zip(self.lr_positions, self.lr_factors, strict=True)]
+        for (before, y0), (last, y1) in itertools.pairwise(points):
+            if sub_epoch <= last:  # of the sub-epochs before + 1 ... last
+                fraction = (sub_epoch - before - 1) / (last - before - 1) if last - before > 1 else 1.0
+                return self.peak_learning_rate * (y0 + (y1 - y0) * fraction)
         return self.peak_learning_rate * points[-1][1]
 
 
