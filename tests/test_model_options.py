@@ -207,7 +207,7 @@ def test_wrong_model_options(options, message):
         AedCtcOptions(**options)
 
 
-@pytest.mark.parametrize("options", [{"optimizer": "sgd"}, {"keep_best_n": -1}, {"keep_last_n": 0}])
+@pytest.mark.parametrize("options", [{"optimizer_type": "sgd"}, {"keep_best_n": -1}, {"keep_last_n": 0}])
 def test_wrong_training_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         LoopOptions(**options)

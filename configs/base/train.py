@@ -177,7 +177,7 @@ def training_config(
 
 def _optimizer(opts: LoopOptions) -> dict[str, Any]:
     """:return: RETURNN's options of Adam or AdamW"""
-    optimizer = {"class": opts.optimizer, "epsilon": opts.adam_eps, "weight_decay": opts.weight_decay}
+    optimizer = {"class": opts.optimizer_type, "epsilon": opts.adam_eps, "weight_decay": opts.weight_decay}
     if opts.weight_decay:  # RETURNN knows the next option only then
         optimizer["weight_decay_modules_blacklist"] = ["rf.Embedding", "rf.LearnedRelativePositionalEncoding"]
     return optimizer

@@ -28,7 +28,7 @@ class LoopOptions:
     lr_per_sub_epoch: bool = False
     """The learning rate changes between sub-epochs only. The sub-epochs of each piece then have equidistant rates from
     its first to its last point, both included, as in the original per-epoch lists."""
-    optimizer: Literal["adamw", "adam"] = "adamw"
+    optimizer_type: Literal["adamw", "adam"] = "adamw"
     """"adam": weight_decay is added to the gradient (L2) instead of being applied to the weights directly."""
     weight_decay: float = 1e-2
     adam_eps: float = 1e-8
@@ -49,8 +49,8 @@ class LoopOptions:
             raise ValueError("lr_positions and lr_factors differ in length")
         if list(self.lr_positions) != sorted(self.lr_positions) or self.lr_positions[0] != 0:
             raise ValueError(f"lr_positions = {self.lr_positions}: expected increasing fractions that start with 0")
-        if self.optimizer not in ("adamw", "adam"):
-            raise ValueError(f"optimizer = {self.optimizer!r}: expected adamw or adam")
+        if self.optimizer_type not in ("adamw", "adam"):
+            raise ValueError(f"optimizer_type = {self.optimizer_type!r}: expected adamw or adam")
         if self.keep_best_n < 0 or self.keep_last_n < 1:
             raise ValueError(
                 f"keep_last_n = {self.keep_last_n}, keep_best_n = {self.keep_best_n}: expected at least 1 and 0"
