@@ -4,8 +4,8 @@ What happens with the results of RETURNN's forward task: they become an n-best f
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -18,15 +18,12 @@ from .nbest import (
     NO_HYPOTHESIS,
     Hypothesis,
     NBestHeader,
-    NBestWriter,
     Utterance,
     check_utterance,
-    open_text_for_writing,
-    write_returnn_search_output,
 )
 from .progress import Progress
+from .results import write_results
 from .vocab import Vocab
-from .wer import run_name, score_table, score_utterances
 
 __all__ = ["RecogCallback", "RecogError"]
 
@@ -65,6 +62,7 @@ class RecogCallback(ForwardCallbackIface):
         num_seqs: int,
         returnn_search_output: bool = False,
         no_hypothesis: str = NO_HYPOTHESIS,
+        after: Callable[[], None] | None = None,
     ):
         """
         :param nbest_file: name of the n-best file to write
@@ -73,12 +71,14 @@ class RecogCallback(ForwardCallbackIface):
         :param num_seqs: so many utterances must come
         :param returnn_search_output: write RETURNN's usual search output (search_out.py), too
         :param no_hypothesis: error of an utterance without hypotheses
+        :param after: called when all is written
         """
         self.nbest_file = nbest_file
         self.header = header
         self.vocab = vocab
         self.num_seqs = num_seqs
         self.no_hypothesis = no_hypothesis
+        self.after = after
         folder = os.path.dirname(nbest_file)
         self.wer_json_file = os.path.join(folder, "wer.json")
         self.wer_text_file = os.path.join(folder, "wer.txt")
@@ -168,51 +168,24 @@ class RecogCallback(ForwardCallbackIface):
                 f"{len(self.utterances)} utterances arrived, but the corpus has {self.num_seqs}. No results are"
                 " written. Has the corpus changed after its preparation, or does an option of RETURNN leave some out?"
             )
-        utterances = [utt for _, utt in sorted(self.utterances.items())]
-        score = score_utterances(utterances)
-        table = score_table({run_name(self.nbest_file): (self.header.search, score)})
-        summary = f"{table}\n{self._time_summary()}\n"
         try:
-            if self.search_output_file is not None:
-                write_returnn_search_output(self.search_output_file, utterances)
-            with open_text_for_writing(self.wer_json_file) as file:
-                record = {"search": self.header.search, **score.as_dict(), "time": self._times()}
-                json.dump(record, file, indent=2, allow_nan=False)
-                file.write("\n")
-            with open_text_for_writing(self.wer_text_file) as file:
-                file.write(summary)
-            with NBestWriter(self.nbest_file, self.header) as writer:
-                for utt in utterances:
-                    writer.write(utt)
+            summary = write_results(
+                os.path.dirname(self.nbest_file),
+                header=self.header,
+                utterances=[utt for _, utt in sorted(self.utterances.items())],
+                seconds={
+                    "audio": self.audio_seconds,
+                    "encoder": self.encoder_seconds,
+                    "search": self.search_seconds,
+                },
+                returnn_search_output=self.search_output_file is not None,
+            )
         except BaseException:
             self._remove_results()
             raise
-        print(f"{summary}{len(utterances)} utterances, n-best lists in {self.nbest_file}", file=log.v1, flush=True)
-
-    def _times(self) -> dict[str, float | None]:
-        """:return: seconds, and real time factors (computing time divided by audio time); None without audio"""
-        seconds = {
-            "encoder": self.encoder_seconds,
-            "search": self.search_seconds,
-            "total": self.encoder_seconds + self.search_seconds,
-        }
-        audio = self.audio_seconds
-        return {
-            "audio_seconds": audio,
-            **{f"{name}_seconds": value for name, value in seconds.items()},
-            **{f"{name}_real_time_factor": value / audio if audio else None for name, value in seconds.items()},
-        }
-
-    def _time_summary(self) -> str:
-        """:return: a line"""
-        times = self._times()
-        if not self.audio_seconds:
-            return "Real time factor: not defined, there was no audio."
-        return (
-            f"Real time factor {times['total_real_time_factor']:.4f}: encoder {times['encoder_real_time_factor']:.4f},"
-            f" search {times['search_real_time_factor']:.4f} ({self.audio_seconds:.0f} s of audio in"
-            f" {times['total_seconds']:.1f} s of computing time)."
-        )
+        print(f"{summary}{len(self.utterances)} utterances, n-best lists in {self.nbest_file}", file=log.v1, flush=True)
+        if self.after is not None:
+            self.after()
 
 
 def _float(value: np.ndarray | np.floating) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from returnn.tensor import Dim, Tensor, TensorDict
 
-from recog import callback as callback_module
+from recog import results
 from recog.callback import RecogCallback, RecogError
 from recog.nbest import NBestHeader, audit, load_nbest
 from recog.vocab import Vocab
@@ -149,7 +149,7 @@ def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(callback_module, "NBestWriter", fail)
+    monkeypatch.setattr(results, "NBestWriter", fail)
     with pytest.raises(OSError, match="No space"):
         run(tmp_path, SEQS)
     assert os.listdir(tmp_path) == []

@@ -4,11 +4,14 @@ Corpora: where the prepared data is, which parts and which vocabulary a run uses
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import zipfile
 from dataclasses import dataclass
 from typing import Any
 
+from recog.batches import Utt
 from recog.vocab import Vocab, load_vocab
 from rf_models.encoder import SAMPLE_RATE
 
@@ -71,6 +74,24 @@ class Corpus:
         """:return: number of utterances of these parts"""
         return sum(self.manifest["parts"][part]["num_seqs"] for part in parts)
 
+    def listing(self, part: str) -> list[dict[str, Any]]:
+        """
+        :return: entries of all utterances of a packed part: text, duration, file, seq_name. No audio is read.
+        :raises OptionError: the packed part is damaged
+        """
+        filename = os.path.join(self.folder, self.manifest["parts"][part]["file"])
+        try:
+            with zipfile.ZipFile(filename) as archive:
+                listing = ast.literal_eval(archive.read(f"{part}.txt").decode("utf8"))
+            for entry in listing:
+                if not isinstance(entry.get("seq_name", entry["file"]), str):
+                    raise ValueError(f"no name in {entry!r}")
+        except (OSError, zipfile.BadZipFile, KeyError, ValueError, SyntaxError, TypeError, AttributeError) as exc:
+            raise OptionError(
+                f"{filename}: no readable list of utterances ({exc!r}): prepare the corpus again"
+            ) from None
+        return listing
+
     def _ogg_zip(self, parts: tuple[str, ...], **kwargs: Any) -> dict[str, Any]:
         """:return: RETURNN dataset options"""
         return {
@@ -119,6 +140,18 @@ class Corpus:
     def forward_dataset(self, parts: tuple[str, ...]) -> dict[str, Any]:
         """:return: RETURNN dataset options of data to recognise, the longest utterances first"""
         return self._ogg_zip(parts, seq_ordering="sorted_reverse")
+
+    def forward_order(self, parts: tuple[str, ...]) -> list[Utt]:
+        """:return: the utterances of these parts in the order of :meth:`forward_dataset`"""
+        utts = []
+        for part in parts:
+            for entry in self.listing(part):
+                duration = entry.get("duration")
+                if not isinstance(duration, (int, float)) or not 0 <= duration < 1e6:
+                    duration = 0.0
+                utts.append((duration, entry.get("seq_name", entry["file"])))
+        utts.sort(key=lambda item: -int(item[0] * 100))  # as RETURNN does: stable, in steps of 10 ms
+        return [Utt(tag, round(duration * SAMPLE_RATE)) for duration, tag in utts]
 
     def extern_data(self) -> dict[str, Any]:
         """:return: RETURNN's ``extern_data``: audio {batch, time, 1}, labels {batch, labels}, text as UTF-8 bytes"""

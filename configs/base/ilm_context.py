@@ -18,6 +18,7 @@ from .run import (
     BEHAVIOR_VERSION,
     Setup,
     asdicts,
+    check_one_process,
     command_line_options,
     config_name,
     file_record,
@@ -56,6 +57,7 @@ def ilm_context_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     :return: RETURNN's config: task forward, which writes zero.pt and average.pt
     """
     groups, values = resolve_options(namespace, command_line_options(), [setup.corpus, IlmContextOptions()])
+    check_one_process("The average of a decoder's context")
     corpus_opts: CorpusOptions = groups[CorpusOptions]
     opts: IlmContextOptions = groups[IlmContextOptions]
     corpus = open_corpus(
@@ -108,5 +110,5 @@ def ilm_context_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         "torch_dataloader_opts": {"num_workers": min(1, corpus_opts.num_workers)},
         **log_config(output_dir),
     }
-    config.update(returnn_keys(values))
+    config.update(returnn_keys(values, training=False))
     return config

@@ -18,6 +18,7 @@ from .recog import find_checkpoint
 from .run import (
     BEHAVIOR_VERSION,
     asdicts,
+    check_one_process,
     command_line_options,
     config_name,
     log_config,
@@ -66,6 +67,7 @@ def perplexity_run(
     """
     opts = opts or PerplexityOptions(models=(setup.train_run,), texts=setup.text.dev_texts)
     groups, values = resolve_options(namespace, command_line_options(), [_ReadOptions.of(setup.text), opts])
+    check_one_process("A computation of perplexities")
     opts = groups[PerplexityOptions]
     text_opts = groups[_ReadOptions].as_text_options(setup.text)
     output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
@@ -116,7 +118,7 @@ def perplexity_run(
         "torch_dataloader_opts": {"num_workers": 0},
         **log_config(output_dir),
     }
-    config.update(returnn_keys(values))
+    config.update(returnn_keys(values, training=False))
     return config
 
 

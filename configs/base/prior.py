@@ -17,6 +17,7 @@ from .run import (
     BEHAVIOR_VERSION,
     Setup,
     asdicts,
+    check_one_process,
     command_line_options,
     config_name,
     file_record,
@@ -67,6 +68,7 @@ def prior_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     """
     corpus_defaults = replace(setup.corpus, speed_perturbation=(1.0,))
     groups, values = resolve_options(namespace, command_line_options(), [corpus_defaults, setup.model, PriorOptions()])
+    check_one_process("A prior")
     corpus_opts, opts = groups[CorpusOptions], groups[PriorOptions]
     parts = corpus_opts.train_parts
     corpus = open_corpus(setup.corpus_name, corpus_opts, parts=parts, prepare_command=setup.prepare_command)
@@ -129,5 +131,5 @@ def prior_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         "torch_dataloader_opts": {"num_workers": min(1, corpus_opts.num_workers)},
         **log_config(output_dir),
     }
-    config.update(returnn_keys(values))
+    config.update(returnn_keys(values, training=False))
     return config

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from recog.options import (
@@ -18,6 +19,7 @@ from recog.options import (
     RescoreOptions,
     TimeSyncOptions,
 )
+from recog.shards import NBEST_FILE, Shard
 from rf_models.options import AedCtcOptions
 
 from .corpus import Corpus, CorpusOptions, open_corpus
@@ -43,8 +45,10 @@ from .run import (
     returnn_keys,
     stop_if_finished,
 )
+from .shards import begin_shard, merge_when_complete, plan_of_shard, shard_of_this_process
 
 if TYPE_CHECKING:
+    from recog.batches import Batch
     from recog.inputs import ScoreData
     from recog.nbest import NBestHeader, Utterance
 
@@ -77,6 +81,17 @@ class RecogOptions:
     """Also write the n-best as the Python dict that RETURNN's search task used to write (search_out.py.gz)."""
     overwrite: bool = False
     """Replace finished results of the same run."""
+    shard: str | None = None
+    """"i/N": only the i-th of N shares of the utterances, which have about the same amount of audio. When all N runs
+    (in any order, on any machines with the same files) are done, the last one writes the results of all, which are
+    those of one run. Not needed under torchrun: each process takes its share. None: everything."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_seqs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.shard is not None:
+            Shard.parse(self.shard)
 
 
 @dataclass
@@ -91,6 +106,7 @@ class ForwardRun:
     external: ExternalModels
     checkpoint: str  # of the ASR model
     data: ScoreData
+    shard: Shard | None  # None: this process does everything
 
     @property
     def ctc_opts(self) -> CtcOptions:
@@ -99,14 +115,18 @@ class ForwardRun:
 
     @property
     def output_dir(self) -> str:
-        """:return: folder of the results"""
+        """:return: folder of the results of the whole run"""
         return self.groups[RecogOptions].output_dir or os.path.join("output", config_name(self.namespace))
+
+    def _options(self) -> dict[str, Any]:
+        """:return: all options by name"""
+        return {**asdicts(self.groups), "shard": self.shard and str(self.shard)}
 
     def header(self) -> NBestHeader:
         """:return: of the n-best file of the search"""
         from recog.forward import nbest_header
 
-        options, vocab = asdicts(self.groups), self.corpus.vocab.describe()
+        options, vocab = self._options(), self.corpus.vocab.describe()
         return nbest_header(self.search_opts, self.ctc_opts, options=options, vocab=vocab)
 
     def get_model(self, **_kwargs: Any) -> Any:
@@ -141,49 +161,79 @@ class ForwardRun:
         :return: RETURNN's config: task forward, which writes an n-best file
         """
         from recog.callback import RecogCallback
+        from recog.planned_batching import PlannedBatching
 
         corpus, parts = self.corpus, self.groups[CorpusOptions].recog_parts
         opts: RecogOptions = self.groups[RecogOptions]
-        nbest_file = os.path.join(self.output_dir, "nbest.jsonl")
-        make_output_dir(self.output_dir)
-        files = {"checkpoint": self.checkpoint, **(inputs or {})}
-        files.update({f"{name}_file": filename for name, filename in self.external.checkpoints.items()})
-        record = asdicts(self.groups)
-        for name, filename in files.items():
-            record |= file_record(filename, name=name)
-        stop_if_finished(
-            [nbest_file],
-            record,
-            overwrite=opts.overwrite,
-            ignore=("data_dir", "num_workers"),
-            summary_file=os.path.join(self.output_dir, "wer.txt"),
-        )
+        batches, plan = plan_of_shard(self.shard, corpus, parts, batch_size=opts.batch_size, max_seqs=opts.max_seqs)
+        folder = self._begin(inputs or {}, plan)
+        dataset = corpus.forward_dataset(parts)
+        if self.shard:
+            dataset["seq_list_filter_file"] = _write_list(os.path.join(folder, "utterances.txt"), batches)
         config = {
             "backend": "torch",
             "behavior_version": BEHAVIOR_VERSION,
             "task": "forward",
             "extern_data": corpus.extern_data(),
-            "forward_data": corpus.forward_dataset(parts),
+            "forward_data": dataset,
             "get_model": self.get_model,
             "load": self.checkpoint,
             "preload_from_files": self.external.preload(),
             "forward_step": forward_step,
             "forward_callback": RecogCallback(
-                nbest_file,
+                os.path.join(folder, NBEST_FILE),
                 header=header or self.header(),
                 vocab=corpus.vocab,
-                num_seqs=corpus.num_seqs(parts),
+                num_seqs=sum(len(batch.utts) for batch in batches),
                 returnn_search_output=opts.returnn_search_output,
+                after=partial(merge_when_complete, self.shard, self.output_dir) if self.shard else None,
                 **({"no_hypothesis": no_hypothesis} if no_hypothesis else {}),
             ),
             "forward_auto_split_batch_on_oom": True,
             "batch_size": {"data": opts.batch_size},
             "max_seqs": opts.max_seqs,
+            "torch_batching": PlannedBatching(batches),
             "torch_dataloader_opts": {"num_workers": min(1, self.groups[CorpusOptions].num_workers)},
-            **log_config(self.output_dir),
+            **log_config(folder),
         }
-        config.update(returnn_keys(self.returnn_values))
+        config.update(returnn_keys(self.returnn_values, training=False))
         return config
+
+    def _begin(self, inputs: dict[str, str], plan: dict[str, Any]) -> str:
+        """
+        Ends the process if there is nothing to do.
+
+        :param inputs: files that the results depend on, beside the models, by the option that names them
+        :param plan: of the shards
+        :return: folder for the results of this process
+        """
+        make_output_dir(self.output_dir)
+        files = {"checkpoint": self.checkpoint, **inputs}
+        files.update({f"{name}_file": filename for name, filename in self.external.checkpoints.items()})
+        record = self._options()
+        for name, filename in files.items():
+            record |= file_record(filename, name=name)
+        opts: RecogOptions = self.groups[RecogOptions]
+        ignore = ("data_dir", "num_workers")
+        if self.shard:
+            record["plan"] = plan
+            return begin_shard(self.shard, self.output_dir, record, overwrite=opts.overwrite, ignore=ignore)
+        stop_if_finished(
+            [os.path.join(self.output_dir, NBEST_FILE)],
+            record,
+            overwrite=opts.overwrite,
+            ignore=ignore,
+            summary_file=os.path.join(self.output_dir, "wer.txt"),
+        )
+        return self.output_dir
+
+
+def _write_list(filename: str, batches: Sequence[Batch]) -> str:
+    """:return: filename, of a list of all utterances"""
+    with open(filename + ".tmp", "w", encoding="utf8") as file:
+        file.writelines(f"{utt.seq_tag}\n" for batch in batches for utt in batch.utts)
+    os.replace(filename + ".tmp", filename)
+    return filename
 
 
 def open_forward_run(
@@ -213,6 +263,7 @@ def open_forward_run(
     )
     if row:
         check_models(row, groups[type(search)], groups[ExternalModelOptions])
+    shard = shard_of_this_process(groups[RecogOptions].shard)
     corpus_opts, ctc_opts, search_opts = groups[CorpusOptions], groups[CtcOptions], groups[type(search)]
     if isinstance(search_opts, RescoreOptions):
         search_opts = search_opts.scoring()
@@ -238,6 +289,7 @@ def open_forward_run(
         external=models,
         checkpoint=checkpoint,
         data=_score_data(groups, models, num_classes=vocab.num_labels + 1),
+        shard=shard,
     )
 
 

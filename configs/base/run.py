@@ -21,6 +21,7 @@ from .train_options import TrainOptions
 __all__ = [
     "BEHAVIOR_VERSION",
     "Setup",
+    "check_one_process",
     "command_line_options",
     "config_name",
     "log_config",
@@ -90,6 +91,7 @@ def stop_if_finished(
     overwrite: bool | None,
     ignore: Collection[str] = (),
     summary_file: str | None = None,
+    write_record: bool = True,
 ) -> None:
     """
     Records what the results of a run depend on, in ``options.json`` beside them. If the same run has finished before,
@@ -100,6 +102,7 @@ def stop_if_finished(
     :param overwrite: replace finished results; None: this run has no such option
     :param ignore: keys of the record that may differ, since the results do not depend on them
     :param summary_file: results to be printed, if the run has finished before
+    :param write_record: False: whoever writes the results writes it
     :raises OptionError: another run has finished in this folder
     """
     folder = os.path.dirname(result_files[0])
@@ -131,7 +134,8 @@ def stop_if_finished(
     for filename in result_files:  # if this run fails before it begins, old results must not be taken for its own
         with suppress(FileNotFoundError):
             os.remove(filename)
-    write_json(record_file, record)
+    if write_record:
+        write_json(record_file, record)
 
 
 def make_output_dir(path: str) -> None:
@@ -147,15 +151,25 @@ def log_config(output_dir: str) -> dict[str, Any]:
     return {"log": [os.path.join(output_dir, "returnn.log")], "log_verbosity": [5, 3]}
 
 
-def returnn_keys(values: dict[str, Any]) -> dict[str, Any]:
+def returnn_keys(values: dict[str, Any], *, training: bool = True) -> dict[str, Any]:
     """
     :param values: RETURNN keys from config file and command line
+    :param training: False: each process works for itself
     :return: as Python values; distributed training is checked and, under torchrun, switched on
     """
     # RETURNN applies the command line once more after the config: only what it would take as text needs care.
     typed_keys = ("torch_distributed", "torch_dataloader_opts", "max_seq_length", "min_seq_length", "grad_scaler")
     res = {key: returnn_literal(values[key], name=key) for key in typed_keys if key in values}
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if not training:
+        if "torch_distributed" in res:
+            raise OptionError("torch_distributed is an option of trainings: this run needs none, leave it out")
+        if num_processes > 1 and "device" not in values:
+            import torch
+
+            if num_gpus := torch.cuda.device_count():
+                res["device"] = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % num_gpus}"
+        return res
     if "torch_distributed" in res:
         opts = res["torch_distributed"]
         if not isinstance(opts, dict) or not {"reduce_type", "dataset_distribution"} <= set(opts):
@@ -163,7 +177,7 @@ def returnn_keys(values: dict[str, Any]) -> dict[str, Any]:
                 f"torch_distributed = {opts!r}: expected a dict with reduce_type and dataset_distribution, for example"
                 f" {DISTRIBUTED_GRADIENTS}. Without this option torchrun uses just that."
             )
-    elif num_ranks > 1:
+    elif num_processes > 1:
         res["torch_distributed"] = dict(DISTRIBUTED_GRADIENTS)
     if "torch_distributed" in res:
         import torch
@@ -173,6 +187,16 @@ def returnn_keys(values: dict[str, Any]) -> dict[str, Any]:
             res["torch_distributed"].setdefault("backend", "gloo")
             res["device"] = values.get("device", "cpu")
     return res
+
+
+def check_one_process(what: str) -> None:
+    """
+    :param what: the run does
+    :raises OptionError: under torchrun with several processes
+    """
+    num_processes = os.environ.get("WORLD_SIZE", "1")
+    if num_processes != "1":
+        raise OptionError(f"{what} is done by one process, not by {num_processes}: start it with rnn.py, not torchrun")
 
 
 DISTRIBUTED_GRADIENTS = {"dataset_distribution": "shard", "reduce_type": "grad_explicit"}

@@ -4,10 +4,7 @@ Text: the prepared text for language models, transcripts, or any file, as RETURN
 
 from __future__ import annotations
 
-import ast
 import os
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,25 +131,13 @@ def _write_transcripts(corpus: Corpus, name: str, parts: tuple[str, ...], folder
     temporary = [f"{filename}.{os.getpid()}.tmp" for filename in (text_file, tags_file)]
     with open(temporary[0], "w", encoding="utf8") as texts, open(temporary[1], "w", encoding="utf8") as tags:
         for part in parts:
-            for tag, text in _transcripts(corpus, part):
-                if text := " ".join(text.split()):
+            for entry in corpus.listing(part):
+                if text := " ".join((entry.get("text") or "").split()):
                     texts.write(text + "\n")
-                    tags.write(tag + "\n")
+                    tags.write(entry.get("seq_name", entry["file"]) + "\n")
     for source, target in zip(temporary, (text_file, tags_file), strict=True):
         os.replace(source, target)
     return Text(name, (text_file,), tags_file)
-
-
-def _transcripts(corpus: Corpus, part: str) -> Iterator[tuple[str, str]]:
-    """:return: tag and text of each utterance. Only the listing of the packed part is read, no audio."""
-    filename = os.path.join(corpus.folder, corpus.manifest["parts"][part]["file"])
-    try:
-        with zipfile.ZipFile(filename) as archive:
-            listing = ast.literal_eval(archive.read(f"{part}.txt").decode("utf8"))
-        for entry in listing:
-            yield entry["seq_name"], entry["text"]
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, SyntaxError, TypeError) as exc:
-        raise OptionError(f"{filename}: no readable list of utterances ({exc!r}): prepare the corpus again") from None
 
 
 def text_dataset(texts: list[Text], vocab: Vocab, **kwargs: Any) -> dict[str, Any]:
