@@ -17,10 +17,10 @@ from rf_models.ilm import MiniLstmIlm
 
 from .core.posteriors import CtcPosteriors, prepare_ctc_log_probs
 from .options import CtcOptions, GreedyOptions, IlmType, LabelSyncOptions, SearchOptions
-from .scorers.attention import AttentionScorer
+from .scorers.attention import make_attention_scorer
 from .scorers.base import LabelScorer
 from .scorers.combined import ScorerSet
-from .scorers.ilm import FixedContextIlmScorer, MiniLstmIlmScorer, average_encoder
+from .scorers.ilm import MiniLstmIlmScorer, average_encoder, make_fixed_context_ilm_scorer
 from .scorers.lm import make_lm_scorer
 
 __all__ = [
@@ -158,7 +158,7 @@ def make_scorers(
     """
     scorers: dict[str, LabelScorer] = {}
     if opts.att_scale:
-        scorers["att"] = AttentionScorer(
+        scorers["att"] = make_attention_scorer(
             model.decoder,
             model.attention_memory(encoded.asr),
             encoded.lengths(),
@@ -193,7 +193,7 @@ def _make_ilm_scorer(model: AedCtcModel, encoded: Encoded, data: ScoreData) -> L
         if data.ilm_type == "avg":
             dims = [batch_dim, encoded.asr.enc_spatial_dim, model.enc_dim]
             context = average_encoder(encoded.asr.enc.copy_transpose(dims).raw_tensor, encoded.lengths())
-        return FixedContextIlmScorer(model.decoder, context)
+        return make_fixed_context_ilm_scorer(model.decoder, context, batch_size=len(encoded.lengths()))
     ilm = getattr(model, "ilm", None)
     if ilm is None:
         raise ValueError("ilm_scale > 0, but there is no internal LM")

@@ -15,6 +15,7 @@ from .encoder import LogMelFeatures, make_conformer_encoder
 from .initialisation import init_decoder_like_tensorflow, init_embedding, init_encoder_like_tensorflow
 from .options import AedCtcOptions, AedCtcTrainOptions
 from .sequences import append_eos, spatial_dim_of
+from .transformer_decoder import TransformerAttentionDecoder
 from .weight_dropout import add_weight_dropout
 
 __all__ = ["AedCtcModel", "EncoderOutput", "spatial_dim_of", "train_step"]
@@ -64,13 +65,19 @@ class AedCtcModel(rf.Module):
         self.ctc_heads = rf.ModuleList(
             {f"layer{layer}": rf.Linear(ctc_in_dim, self.target_dim_with_blank) for layer in sorted(opts.ctc_layers)}
         )
-        self.decoder = AttentionDecoder(self.enc_dim, self.target_dim, opts) if opts.with_decoder else None
+        self.decoder: AttentionDecoder | TransformerAttentionDecoder | None = None
+        if opts.with_decoder and opts.dec_kind == "transformer":
+            self.decoder = TransformerAttentionDecoder(self.enc_dim, self.target_dim, opts, eos_index=eos_index)
+        elif opts.with_decoder:
+            self.decoder = AttentionDecoder(self.enc_dim, self.target_dim, opts)
         if opts.param_init == "tensorflow":
             init_encoder_like_tensorflow(self.encoder)
-            if self.decoder is not None:
+            if isinstance(self.decoder, AttentionDecoder):
                 init_decoder_like_tensorflow(self.decoder)
         if opts.dec_embed_init_stddev is not None:
-            init_embedding(self.decoder.target_embed, opts.dec_embed_init_stddev)
+            lstm = isinstance(self.decoder, AttentionDecoder)
+            embedding = self.decoder.target_embed if lstm else self.decoder.input_embedding
+            init_embedding(embedding, opts.dec_embed_init_stddev)
         self.weight_dropouts = add_weight_dropout(self.encoder, opts)
 
     def encode(
@@ -121,17 +128,17 @@ class AedCtcModel(rf.Module):
         logits = self.ctc_heads[f"layer{layer}"](enc)
         return rf.log_softmax(logits, axis=self.target_dim_with_blank)
 
-    def attention_memory(self, encoder_output: EncoderOutput) -> AttentionMemory:
-        """:return: what the decoder needs of the encoder"""
+    def attention_memory(self, encoder_output: EncoderOutput) -> AttentionMemory | rf.State:
+        """:return: what the decoder needs of the encoder; which type depends on the kind of decoder"""
         if self.decoder is None:
             raise ValueError("this model has no attention decoder (CTC-only): use att_scale 0")
-        return self.decoder.transform_encoder(encoder_output.enc, enc_spatial_dim=encoder_output.enc_spatial_dim)
+        return self.decoder.transform_encoder(encoder_output.enc, axis=encoder_output.enc_spatial_dim)
 
 
 def train_step(*, model: AedCtcModel, extern_data: TensorDict, opts: AedCtcTrainOptions) -> None:
     """
-    Marks the losses: ``ce`` (decoder, label smoothing) and ``ctc_<layer>``; errors ``fer`` (label error rate of the
-    decoder with the correct history).
+    Marks the losses: ``ce`` (decoder, label smoothing), ``ce_<layer>`` (the same of lower decoder layers) and
+    ``ctc_<layer>``; errors ``fer`` and ``fer_<layer>`` (label error rate of the decoder with the correct history).
 
     :param model:
     :param extern_data: "data" {batch, time[, 1]} audio samples, "classes" {batch, labels} without EOS
@@ -169,11 +176,29 @@ def train_step(*, model: AedCtcModel, extern_data: TensorDict, opts: AedCtcTrain
         )
 
     if model.decoder is not None and opts.aed_loss_scale:
-        logits, labels = model.decoder.teacher_forcing(
-            targets_eos, spatial_dim=targets_eos_spatial_dim, memory=model.attention_memory(encoder_output), pack=True
-        )
-        log_probs = rf.log_softmax(logits, axis=model.target_dim)
-        log_probs = rf.label_smoothed_log_prob_gradient(log_probs, opts.label_smoothing, axis=model.target_dim)
-        loss = rf.cross_entropy(estimated=log_probs, estimated_type="log-probs", target=labels, axis=model.target_dim)
-        loss.mark_as_loss("ce", scale=opts.aed_loss_scale, use_normalized_loss=True)
-        (rf.reduce_argmax(logits, axis=model.target_dim) != labels).mark_as_loss("fer", as_error=True)
+        memory = model.attention_memory(encoder_output)
+        if isinstance(model.decoder, TransformerAttentionDecoder):
+            logits, labels = model.decoder.teacher_forcing_layers(
+                targets_eos, spatial_dim=targets_eos_spatial_dim, memory=memory, pack=True
+            )
+            for layer in model.decoder.aux_layers:
+                if opts.dec_aux_loss_scale:
+                    scale = opts.aed_loss_scale * opts.dec_aux_loss_scale
+                    _mark_decoder_loss(logits[layer], labels, f"_{layer}", scale=scale, model=model, opts=opts)
+            logits = logits[model.opts.dec_num_layers]
+        else:
+            logits, labels = model.decoder.teacher_forcing(
+                targets_eos, spatial_dim=targets_eos_spatial_dim, memory=memory, pack=True
+            )
+        _mark_decoder_loss(logits, labels, "", scale=opts.aed_loss_scale, model=model, opts=opts)
+
+
+def _mark_decoder_loss(
+    logits: Tensor, labels: Tensor, postfix: str, *, scale: float, model: AedCtcModel, opts: AedCtcTrainOptions
+) -> None:
+    """Cross entropy with label smoothing, as ``ce<postfix>``, and error rate, as ``fer<postfix>``."""
+    log_probs = rf.log_softmax(logits, axis=model.target_dim)
+    log_probs = rf.label_smoothed_log_prob_gradient(log_probs, opts.label_smoothing, axis=model.target_dim)
+    loss = rf.cross_entropy(estimated=log_probs, estimated_type="log-probs", target=labels, axis=model.target_dim)
+    loss.mark_as_loss(f"ce{postfix}", scale=scale, use_normalized_loss=True)
+    (rf.reduce_argmax(logits, axis=model.target_dim) != labels).mark_as_loss(f"fer{postfix}", as_error=True)

@@ -146,7 +146,7 @@ def check_checkpoint(filename: str, model: rf.Module, *, ignore_prefixes: tuple[
     :raises ValueError: one sentence, if the checkpoint is not of such a model: other vocabulary, sizes or kind
     """
     state, _ = load_state_dict(filename)
-    expected = {name: tuple(dim.dimension for dim in param.dims) for name, param in model.named_parameters()}
+    expected = {name: tuple(dim.dimension for dim in param.dims) for name, param in _parameters(model).items()}
     expected = {name: shape for name, shape in expected.items() if "running_" not in name or name in state}
     found = {name: tuple(value.shape) for name, value in state.items() if not name.startswith(ignore_prefixes)}
     missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
@@ -165,6 +165,15 @@ def check_checkpoint(filename: str, model: rf.Module, *, ignore_prefixes: tuple[
         details.append(f"{len(surplus)} parameters are unknown, for example {surplus[0]}")
     if details:
         raise ValueError(f"{filename} does not fit the model of this run: {'; '.join(details)}")
+
+
+def _parameters(model: rf.Module) -> dict[str, rf.Parameter]:
+    """:return: as in checkpoints, where a parameter that two modules share has two names"""
+    return {
+        f"{prefix}.{name}" if prefix else name: param
+        for prefix, module in model.named_modules()
+        for name, param in module.named_parameters(recurse=False)
+    }
 
 
 def load_parameters(model: rf.Module, filename: str) -> None:

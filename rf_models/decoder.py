@@ -113,16 +113,16 @@ class AttentionDecoder(rf.Module):
         self.readout_half_dim = Dim(opts.dec_readout_dim // 2, name="readout-maxout")
         self.output_prob = rf.Linear(self.readout_half_dim, target_dim)
 
-    def transform_encoder(self, enc: Tensor, *, enc_spatial_dim: Dim) -> AttentionMemory:
+    def transform_encoder(self, enc: Tensor, *, axis: Dim) -> AttentionMemory:
         """
-        :param enc: {batch, enc_spatial_dim, enc_dim}
-        :param enc_spatial_dim:
+        :param enc: {batch, axis, enc_dim}
+        :param axis: encoder frames
         """
         return AttentionMemory(
             enc=enc,
             enc_ctx=self.enc_ctx(enc),
             inv_fertility=rf.sigmoid(self.inv_fertility(enc)),
-            enc_spatial_dim=enc_spatial_dim,
+            enc_spatial_dim=axis,
         )
 
     def default_initial_state(self, *, batch_dims: list[Dim], memory: AttentionMemory) -> DecoderState:

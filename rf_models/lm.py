@@ -7,16 +7,13 @@ sentence is BOS = EOS, whose embedding is used (other than in the attention deco
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import returnn.frontend as rf
-import torch
-from returnn.frontend.decoder.transformer import TransformerDecoder, TransformerDecoderLayer
+from returnn.frontend.decoder.transformer import TransformerDecoder
 from returnn.tensor import Dim, Tensor
 
 from .lm_options import LstmLmOptions, TransformerLmOptions
 
-__all__ = ["LstmLm", "TransformerLm", "TransformerLmRows"]
+__all__ = ["LstmLm", "TransformerLm"]
 
 
 class LstmLm(rf.Module):
@@ -67,16 +64,6 @@ class LstmLm(rf.Module):
         return self.output(x), new_state
 
 
-@dataclass
-class TransformerLmRows:
-    """State of :func:`TransformerLm.step_rows`: N rows (hypotheses), each with a history of its own length."""
-
-    keys_values: torch.Tensor
-    """[N, L, num_layers, 2, num_heads, att_dim / num_heads]: keys and values"""
-    lengths: torch.Tensor
-    """[N] int64 <= L, labels read so far"""
-
-
 class TransformerLm(TransformerDecoder):
     """RETURNN's Transformer decoder without encoder, pre-norm, with an embedding narrower than the model."""
 
@@ -110,66 +97,6 @@ class TransformerLm(TransformerDecoder):
             input_embedding_scale=1.0,
             input_dropout=opts.dropout,
             logits_with_bias=True,
-        )
-
-    def initial_rows(self, num_rows: int) -> TransformerLmRows:
-        """:return: state before BOS, on the device of the parameters"""
-        weight = self.logits.weight.raw_tensor
-        head_dim = self.opts.att_dim // self.opts.num_heads
-        shape = (num_rows, 0, self.opts.num_layers, 2, self.opts.num_heads, head_dim)
-        return TransformerLmRows(
-            keys_values=weight.new_zeros(shape),
-            lengths=torch.zeros(num_rows, dtype=torch.int64, device=weight.device),
-        )
-
-    def step_rows(self, prev_labels: torch.Tensor, rows: TransformerLmRows) -> tuple[torch.Tensor, TransformerLmRows]:
-        """
-        One label for each row, whatever the lengths of their histories: for searches where hypotheses of different
-        length stand side by side. The same numbers as :func:`__call__`.
-
-        :param prev_labels: [N] int64
-        :param rows: is not changed
-        :return: logits [N, V] of the next labels, new state (L grows by one)
-        """
-        cache, lengths = rows.keys_values, rows.lengths
-        num_rows, old_size = cache.shape[:2]
-        new_cache = cache.new_empty((num_rows, old_size + 1, *cache.shape[2:]))
-        new_cache[:, :old_size] = cache
-        new_cache[:, old_size:] = 0  # a row that is shorter must not meet NaN in unused memory
-        row_index = torch.arange(num_rows, device=cache.device)
-        visible = torch.arange(old_size + 1, device=cache.device) <= lengths[:, None]
-        attention_mask = visible[:, None, None, :]  # [N, heads, query, keys]
-
-        row_dim = Dim(num_rows, name="rows")
-        labels = rf.convert_to_tensor(prev_labels, dims=[row_dim], sparse_dim=self.target_dim)
-        x = self.input_embedding(labels)
-        if self.pos_enc is not None:
-            positions = rf.convert_to_tensor(lengths, dims=[row_dim])
-            x = x + rf.sinusoidal_encoding(positions, feat_dim=self.embed_dim)
-        x = self.input_embedding_proj(x)
-        for i, layer in enumerate(self.layers):
-            layer: TransformerDecoderLayer
-            att = layer.self_att
-            q, k, v = (
-                part.copy_compatible_to_dims_raw([row_dim, att.num_heads, dim])
-                for part, dim in zip(
-                    att.forward_qkv(layer.self_att_layer_norm(x)),
-                    (att.key_dim_per_head, att.key_dim_per_head, att.value_dim_per_head),
-                    strict=True,
-                )
-            )
-            new_cache[row_index, lengths, i] = torch.stack((k, v), dim=1)
-            keys, values = new_cache[:, :, i].permute(2, 0, 3, 1, 4)  # each [N, heads, L + 1, dim]
-            context = torch.nn.functional.scaled_dot_product_attention(
-                q[:, :, None], keys, values, attn_mask=attention_mask
-            )
-            context = rf.convert_to_tensor(context.reshape(num_rows, -1), dims=[row_dim, att.value_dim_total])
-            x = x + att.proj(context)
-            x = x + layer.ff(layer.ff_layer_norm(x))
-        logits = self.logits(self.final_layer_norm(x))
-        return (
-            logits.copy_compatible_to_dims_raw([row_dim, self.target_dim]),
-            TransformerLmRows(keys_values=new_cache, lengths=lengths + 1),
         )
 
 

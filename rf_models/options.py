@@ -11,7 +11,19 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AedCtcOptions", "AedCtcTrainOptions"]
+__all__ = ["DECODER_OPTIONS", "AedCtcOptions", "AedCtcTrainOptions"]
+
+DECODER_OPTIONS = {
+    "lstm": (
+        "dec_embed_dim dec_lstm_dim dec_att_dim dec_readout_dim dec_dropout dec_att_dropout dec_zoneout_cell"
+        " dec_zoneout_output dec_use_zoneout_output"
+    ).split(),
+    "transformer": (
+        "dec_num_layers dec_dim dec_num_heads dec_ff dec_ff_dim dec_norm dec_rotary_pos dec_absolute_pos"
+        " dec_share_embedding dec_layer_dropout dec_layer_att_dropout dec_aux_layers dec_aux_loss_scale"
+    ).split(),
+}
+"""``dec_kind`` -> options (of model and losses) that only this kind of decoder has."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,10 @@ class AedCtcOptions:
 
     # attention decoder; with_decoder = False is a CTC-only model
     with_decoder: bool = True
+    dec_kind: Literal["lstm", "transformer"] = "lstm"
+    """See :mod:`rf_models.decoder` and :mod:`rf_models.transformer_decoder`."""
+
+    # LSTM decoder
     dec_embed_dim: int = 640
     dec_lstm_dim: int = 1024
     dec_att_dim: int = 1024
@@ -78,9 +94,32 @@ class AedCtcOptions:
 
     # initial parameters, see rf_models/initialisation.py
     param_init: Literal["frontend", "tensorflow"] = "frontend"
-    """"tensorflow": as in RETURNN's TensorFlow layers with the "fairseq" initialisation of the published training."""
+    """"tensorflow": as in RETURNN's TensorFlow layers with the "fairseq" initialisation of the published training
+    (of a Transformer decoder, which had none there: the encoder only)."""
     dec_embed_init_stddev: float | None = None
     """Initial label embeddings are normal with this standard deviation. None: as ``param_init`` says."""
+
+    # Transformer decoder. The defaults are those of the published modern recipe, but for its dec_dim of 1024.
+    dec_num_layers: int = 6
+    dec_dim: int = 512
+    dec_num_heads: int = 8
+    dec_ff: Literal["relu", "swiglu"] = "swiglu"
+    """Feed-forward blocks: W relu(W x) (Vaswani et al. 2017) or gated (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+    dec_ff_dim: int | None = None
+    """None: 4 dec_dim for relu; two thirds of that, rounded up to a multiple of 256, for swiglu."""
+    dec_norm: Literal["layer_norm", "rms_norm"] = "rms_norm"
+    dec_rotary_pos: bool = True
+    """Rotary positions in the self-attention (Su et al. 2021, https://arxiv.org/abs/2104.09864). RETURNN compiles a
+    kernel for it at the first step of a training: half a minute on a CPU, none with TORCHDYNAMO_DISABLE=1."""
+    dec_absolute_pos: bool = True
+    """Sinusoidal positions added to the embedding; with rotary ones, both are used."""
+    dec_share_embedding: bool = True
+    """Whether the softmax has the matrix of the embedding."""
+    dec_layer_dropout: float = 0.1
+    """On the embedding, inside of the feed-forward blocks, and on what each block adds."""
+    dec_layer_att_dropout: float = 0.1
+    dec_aux_layers: tuple[int, ...] = ()
+    """Decoder layers (1-based) below the top one with a norm and a softmax of their own, for an auxiliary loss."""
 
     def __post_init__(self):
         if self.enc_dim % self.enc_num_heads:
@@ -124,6 +163,38 @@ class AedCtcOptions:
                 raise ValueError("dec_embed_init_stddev has no effect without decoder (with_decoder False)")
         if self.dec_readout_dim % 2:
             raise ValueError(f"dec_readout_dim = {self.dec_readout_dim}: the max-out over pairs needs an even number")
+        self._check_transformer_decoder()
+
+    def _check_transformer_decoder(self) -> None:
+        """:raises ValueError: an option of the Transformer decoder is wrong"""
+        for name, values in {
+            "dec_kind": ("lstm", "transformer"),
+            "dec_ff": ("relu", "swiglu"),
+            "dec_norm": ("layer_norm", "rms_norm"),
+        }.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected {' or '.join(values)}")
+        if self.dec_num_layers < 1:
+            raise ValueError(f"dec_num_layers = {self.dec_num_layers}: expected at least 1")
+        if self.dec_ff_dim is not None and self.dec_ff_dim < 1:
+            raise ValueError(f"dec_ff_dim = {self.dec_ff_dim}: expected at least 1, or None")
+        if self.dec_dim % self.dec_num_heads:
+            raise ValueError(f"dec_dim = {self.dec_dim} is not divisible by dec_num_heads = {self.dec_num_heads}")
+        head_dim = self.dec_dim // self.dec_num_heads
+        if self.dec_rotary_pos and (head_dim % 2 or head_dim < 4):
+            raise ValueError(
+                f"dec_dim / dec_num_heads = {head_dim}: rotary positions need an even number of at least 4 per head"
+            )
+        if self.dec_absolute_pos and self.dec_dim % 2:
+            raise ValueError(f"dec_dim = {self.dec_dim}: absolute positions need an even number")
+        bad = [layer for layer in self.dec_aux_layers if not 1 <= layer < self.dec_num_layers]
+        if self.dec_kind == "transformer" and (bad or len(set(self.dec_aux_layers)) != len(self.dec_aux_layers)):
+            raise ValueError(
+                f"dec_aux_layers = {self.dec_aux_layers}: expected different layers below the top one,"
+                f" of 1 ... {self.dec_num_layers - 1}"
+            )
+        if self.dec_aux_layers and (self.dec_kind != "transformer" or not self.with_decoder):
+            raise ValueError(f"dec_aux_layers = {self.dec_aux_layers}: only a Transformer decoder has layers")
 
     @property
     def time_reduction(self) -> int:
@@ -138,6 +209,8 @@ class AedCtcTrainOptions:
     aed_loss_scale: float = 1.0
     ctc_loss_scales: tuple[float, ...] = (1.0,)
     """One for each of ``ctc_layers``, or one for all."""
+    dec_aux_loss_scale: float = 1.0
+    """Of each of ``dec_aux_layers``, times ``aed_loss_scale``."""
     label_smoothing: float = 0.1
     ctc_with_eos: bool = False
     """Whether the CTC targets end with EOS, as in the published models (recognition then merges EOS into blank)."""
@@ -156,7 +229,7 @@ class AedCtcTrainOptions:
             )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing = {self.label_smoothing}: expected 0 <= label_smoothing < 1")
-        if any(scale < 0 for scale in (self.aed_loss_scale, *self.ctc_loss_scales)):
+        if any(scale < 0 for scale in (self.aed_loss_scale, self.dec_aux_loss_scale, *self.ctc_loss_scales)):
             raise ValueError("loss scales must not be negative")
 
     def ctc_scales_for(self, ctc_layers: tuple[int, ...]) -> dict[int, float]:

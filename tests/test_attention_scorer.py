@@ -30,7 +30,7 @@ def make(**kwargs):
     raw = torch.randn(len(LENGTHS), max(LENGTHS), 16)
     enc = Tensor("enc", dims=[batch_dim, time_dim, model.enc_dim], dtype="float32", raw_tensor=raw)
     rf.init_forward_step_run_ctx(step=0, epoch=1)
-    return model, model.decoder.transform_encoder(enc, enc_spatial_dim=time_dim)
+    return model, model.decoder.transform_encoder(enc, axis=time_dim)
 
 
 @pytest.mark.parametrize("use_zoneout_output", [True, False])

@@ -8,7 +8,7 @@ import pytest
 import returnn.frontend as rf
 import torch
 from brute_force import NEG_INF, assert_same_nbest, nbest
-from tiny_models import AED, LSTM_LM, MINI_ILM, TRANSFORMER_LM, audio_batch, make_model, randomise
+from tiny_models import AED, LSTM_LM, MINI_ILM, TRANSFORMER_AED, TRANSFORMER_LM, audio_batch, make_model, randomise
 
 from recog.core.result import combine_components, length_divisor
 from recog.forced_score import forced_scores
@@ -17,6 +17,7 @@ from recog.inputs import ScoreData, encode, search_inputs
 from recog.options import CtcOptions, GreedyOptions, LabelSyncOptions, TimeSyncOptions
 from recog.rescore import GivenHypotheses, score_given
 from rf_models.combined import CombinedModel
+from rf_models.options import AedCtcOptions
 
 V = 7
 SECONDS = [0.45, 0.2, 0.95, 0.33, 0.7]
@@ -33,6 +34,7 @@ class Case:
     second_ctc: bool = False
     ctc_opts: CtcOptions = field(default_factory=CtcOptions)
     exponent: float = 0.0
+    asr: AedCtcOptions = AED
 
 
 CASES = {
@@ -64,6 +66,22 @@ CASES = {
         ctc_opts=CtcOptions(soft_collapse_threshold=0.3, blank_collapse_threshold=0.5, blank_penalty=0.2),
     ),
     "time-sync, published": Case(TimeSyncOptions(**ALL, beam_size=4, published_scoring=True), "lstm", "mini_lstm"),
+    "Transformer decoder, label-sync, coverage and monotonicity, average context, second CTC": Case(
+        LabelSyncOptions(
+            att_scale=0.6, ctc_scale=0.4, ilm_scale=0.2, coverage_scale=0.3, monotonicity_scale=0.1, beam_size=4
+        ),
+        ilm="avg",
+        second_ctc=True,
+        asr=TRANSFORMER_AED,
+    ),
+    "Transformer decoder, time-sync, Transformer LM, zero context": Case(
+        TimeSyncOptions(**ALL, beam_size=4), "transformer", "zero", asr=TRANSFORMER_AED
+    ),
+    "Transformer decoder, time-sync, second CTC, sum": Case(
+        TimeSyncOptions(att_scale=0.7, ctc_scale=0.3, beam_size=5, recombination="sum", exact_ctc=True),
+        second_ctc=True,
+        asr=TRANSFORMER_AED,
+    ),
 }
 
 
@@ -82,7 +100,7 @@ def models():
 
 def combined(models, case):
     model = CombinedModel(
-        AED,
+        case.asr,
         num_labels=V,
         eos_index=0,
         lm=models[case.lm] if case.lm else None,
@@ -90,7 +108,8 @@ def combined(models, case):
         ctc_model=models["second"] if case.second_ctc else None,
     )
     randomise(model.features, 1), randomise(model.encoder, 8, 0.5)
-    randomise(model.ctc_heads, 9, 0.9), randomise(model.decoder, 10, 0.6)
+    # (pre-norm layers and a softmax that is the embedding make much sharper distributions of the same parameters)
+    randomise(model.ctc_heads, 9, 0.9), randomise(model.decoder, 10, 0.6 if case.asr.dec_kind == "lstm" else 0.3)
     rf.init_forward_step_run_ctx(step=0, epoch=1)
     return model
 
@@ -154,9 +173,11 @@ def test_totals_components_and_forced_scores_agree(models, name):
             torch.testing.assert_close(forced.components[key][exists], value[exists], atol=1e-4, rtol=0)
 
 
-def test_label_sync_and_time_sync_agree_with_models(models):
+@pytest.mark.parametrize("asr", [AED, TRANSFORMER_AED])
+def test_label_sync_and_time_sync_agree_with_models(models, asr):
     """Full sum, all frames scaled alike, unlimited beam: the same n-best from both searches, and when rescored."""
-    by_label = Case(LabelSyncOptions(**ALL, beam_size=3000, early_stop=False), "lstm", "mini_lstm")
+    ilm = "mini_lstm" if asr is AED else "avg"
+    by_label = Case(LabelSyncOptions(**ALL, beam_size=3000, early_stop=False), "lstm", ilm, asr=asr)
     opts = TimeSyncOptions(**ALL, beam_size=3000, recombination="sum", blank_scale="ctc", repeat_scale="ctc")
     model = combined(models, by_label)
     seconds = [0.2, 0.3]  # 3 and 5 frames

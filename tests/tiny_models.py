@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import returnn.frontend as rf
 import torch
@@ -34,6 +34,9 @@ AED = AedCtcOptions(
     dec_lstm_dim=20,
     dec_att_dim=24,
     dec_readout_dim=18,
+)
+TRANSFORMER_AED = replace(
+    AED, dec_kind="transformer", dec_num_layers=2, dec_dim=16, dec_num_heads=2, dec_ff_dim=24, dec_aux_layers=(1,)
 )
 LSTM_LM = LstmLmOptions(num_layers=2, embed_dim=8, lstm_dim=14)
 TRANSFORMER_LM = TransformerLmOptions(num_layers=2, embed_dim=8, model_dim=12, ff_dim=16, num_heads=2, att_dim=12)

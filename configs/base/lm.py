@@ -98,6 +98,11 @@ def ilm_info(asr_checkpoint: str, vocab: Any, *, mini_lstm_dim: int) -> ModelInf
         )
     if info.kind != "aed_ctc" or not info.model_options().with_decoder:
         raise OptionError(f"{asr_checkpoint} (kind {info.kind}) has no attention decoder, and so no internal LM")
+    if info.model_options().dec_kind != "lstm":
+        raise OptionError(
+            f"{asr_checkpoint} has a {info.model_options().dec_kind} decoder: this internal LM is made of the LSTM"
+            " decoder only; recognition itself can make one of any decoder with ++ilm_type zero or avg"
+        )
     if (info.num_labels, info.eos_index) != (vocab.num_labels, vocab.eos_index):
         raise OptionError(
             f"{asr_checkpoint} was trained with another vocabulary: it has {info.num_labels} labels, but {vocab.name}"

@@ -104,6 +104,11 @@ def open_external_models(
         purpose = f"ilm_type {ilm_type}" if ilm_type else "an internal language model"
         add("ilm", "ilm_checkpoint", kinds[ilm_type], purpose)
         ilm_type = "mini_lstm" if infos["ilm"].kind == "mini_lstm_ilm" else "density_ratio"
+        if ilm_type == "mini_lstm" and asr.dec_kind != "lstm":
+            raise OptionError(
+                f"ilm_checkpoint = {opts.ilm_checkpoint} is made of an LSTM decoder, but the ASR model has a"
+                f" {asr.dec_kind} decoder: use ilm_type zero or avg, or a language model (density_ratio)"
+            )
     elif ilm_model and not asr.with_decoder:
         raise OptionError(f"ilm_type = {ilm_type}: the ASR model has no attention decoder, and so no internal LM")
 
@@ -116,7 +121,7 @@ def open_external_models(
         info = infos["ctc_model"]
         if not info.model_options().ctc_layers:
             raise OptionError(f"ctc_checkpoint = {opts.ctc_checkpoint}: this model has no CTC head")
-        infos["ctc_model"] = replace(info, options={**info.options, "with_decoder": False})
+        infos["ctc_model"] = replace(info, options={**info.options, "with_decoder": False, "dec_aux_layers": ()})
     return ExternalModels(infos=infos, checkpoints=checkpoints, ilm_type=ilm_type)
 
 

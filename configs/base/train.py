@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,7 @@ from returnn.log import log
 
 from recog.progress import Progress
 from rf_models.checkpoint import INFO_FILE, ModelInfo, build_model
-from rf_models.options import AedCtcOptions, AedCtcTrainOptions
+from rf_models.options import DECODER_OPTIONS, AedCtcOptions, AedCtcTrainOptions
 
 from .corpus import CorpusOptions, open_corpus
 from .options import OptionError, resolve_options
@@ -31,7 +31,7 @@ from .run import (
 )
 from .train_options import LoopOptions, TrainOptions
 
-__all__ = ["record_options", "training_config", "training_run"]
+__all__ = ["check_decoder_options", "record_options", "training_config", "training_run"]
 
 
 def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
@@ -40,13 +40,13 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     :param setup: corpus, model and recipe
     :return: RETURNN's config: task train with an AED+CTC model
     """
-    groups, values = resolve_options(
-        namespace, command_line_options(), [setup.corpus, setup.model, setup.losses, setup.training]
-    )
+    command_line, in_config = command_line_options(), set(namespace)
+    groups, values = resolve_options(namespace, command_line, [setup.corpus, setup.model, setup.losses, setup.training])
     corpus_opts: CorpusOptions = groups[CorpusOptions]
     model_opts: AedCtcOptions = groups[AedCtcOptions]
     loss_opts: AedCtcTrainOptions = groups[AedCtcTrainOptions]
     opts: TrainOptions = groups[TrainOptions]
+    check_decoder_options(model_opts.dec_kind, command_line=command_line, in_config=in_config)
     try:
         loss_opts.ctc_scales_for(model_opts.ctc_layers)
     except ValueError as exc:
@@ -92,6 +92,23 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         num_workers=corpus_opts.num_workers,
         returnn_values=values,
     )
+
+
+def check_decoder_options(kind: str, *, command_line: Collection[str], in_config: Collection[str]) -> None:
+    """
+    :param kind: ``dec_kind`` of the run
+    :param command_line: names of the options given there
+    :param in_config: names of the variables in the config file. (If the command line chooses the decoder, those that
+        belong to another one are what the user has turned away from.)
+    :raises OptionError: an option has no effect, since it belongs to another kind of decoder
+    """
+    given = command_line if "dec_kind" in command_line else {*command_line, *in_config}
+    for other, names in DECODER_OPTIONS.items():
+        if other != kind and (wrong := [name for name in names if name in given]):
+            raise OptionError(
+                f"{', '.join(wrong)}: only the {other} decoder has this, but dec_kind = {kind}:"
+                f" leave it out, or give ++dec_kind {other}"
+            )
 
 
 def training_config(

@@ -19,7 +19,7 @@ from rf_models.encoder import SAMPLE_RATE
 from ..core.ctc import ctc_viterbi
 from ..core.posteriors import merge_eos_into_blank, prepare_ctc_log_probs
 from ..ctc_greedy import ctc_greedy_search
-from ..scorers.attention import AttentionScorer
+from ..scorers.attention import make_attention_scorer
 from ..standalone import audio_batch
 from ..vocab import Vocab
 
@@ -60,7 +60,8 @@ class UtteranceView:
     alignment_score: float | None
     """Natural log-prob of that path."""
     attention: np.ndarray | None
-    """[L+1, T] weights, the last row is that of EOS. None: the model has no decoder."""
+    """[L+1, T] weights, the last row is that of EOS; of a Transformer decoder those of its top layer, averaged over the
+    heads. None: the model has no decoder."""
 
     @property
     def segments(self) -> list[LabelSegment]:
@@ -141,11 +142,11 @@ def view_utterance(
 
 def _attention_weights(model: AedCtcModel, encoded, lengths: torch.Tensor, labels: list[int]) -> np.ndarray:
     """:return: [L+1, T]"""
-    scorer = AttentionScorer(model.decoder, model.attention_memory(encoded), lengths, track=True)
+    scorer = make_attention_scorer(model.decoder, model.attention_memory(encoded), lengths, track=True)
     state, utt = scorer.initial_state(1), torch.zeros(1, dtype=torch.int64)
     rows = []
     for previous in [model.eos_index, *labels]:
-        before = state["att_sum"]
+        before = state["track"]["att_sum"]
         _, state = scorer.step(torch.tensor([previous]), state, utt)
-        rows.append((state["att_sum"] - before)[0])
+        rows.append((state["track"]["att_sum"] - before)[0])
     return torch.stack(rows).numpy()

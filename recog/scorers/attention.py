@@ -7,20 +7,42 @@ One step is run in plain torch on the module's own parameters: the frontend's ov
 
 from __future__ import annotations
 
+import returnn.frontend as rf
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from rf_models.decoder import AttentionDecoder, AttentionMemory
+from rf_models.transformer_decoder import TransformerAttentionDecoder
 
 from .base import LabelScorer, State
+from .coverage import initial_track, next_track, track_scores
 from .decoder_cell import DecoderCell
+from .transformer import TransformerAttentionScorer
 
-__all__ = ["AttentionScorer"]
+__all__ = ["AttentionScorer", "make_attention_scorer"]
 
 _CHUNK_BYTES = {"cpu": 3 << 20}
 """Size of the buffer [rows, T, attention], by type of device: on a CPU it should stay in the cache."""
 _CHUNK_BYTES_DEFAULT = 256 << 20
+
+
+def make_attention_scorer(
+    decoder: AttentionDecoder | TransformerAttentionDecoder,
+    memory: AttentionMemory | rf.State,
+    lengths: Tensor,
+    *,
+    track: bool = False,
+) -> LabelScorer:
+    """
+    :param decoder: of any kind
+    :param memory: what it needs of the encoder, of a batch of B utterances
+    :param lengths: [B] encoder frames
+    :param track: also keep what the coverage and monotonicity scores need, as ``state["track"]``
+    """
+    if isinstance(decoder, TransformerAttentionDecoder):
+        return TransformerAttentionScorer(decoder, memory, lengths, track=track)
+    return AttentionScorer(decoder, memory, lengths, track=track)
 
 
 class AttentionScorer(LabelScorer):
@@ -78,9 +100,7 @@ class AttentionScorer(LabelScorer):
         new = self.enc.new_zeros
         state = {**self.cell.initial_state(batch_size), "beta": new((batch_size, self.enc.shape[1]))}
         if self.track:
-            state["att_sum"] = new((batch_size, self.enc.shape[1]))
-            state["position"] = new((batch_size,))
-            state["backward"] = new((batch_size,))
+            state["track"] = initial_track(new((batch_size, self.enc.shape[1])))
         return state
 
     def step(self, prev_labels: Tensor, state: State, utt: Tensor) -> tuple[Tensor, State]:
@@ -96,22 +116,12 @@ class AttentionScorer(LabelScorer):
             "has_label": torch.ones_like(state["has_label"]),
         }
         if self.track:
-            frames = torch.arange(weights.shape[1], device=weights.device, dtype=weights.dtype)
-            position = weights @ frames
-            step_back = (state["position"] - position).clamp(min=0.0)
-            new_state["att_sum"] = state["att_sum"] + weights
-            new_state["position"] = position
-            new_state["backward"] = state["backward"] + step_back
+            new_state["track"] = next_track(state["track"], weights)
         return self.cell.readout(s, embed, context), new_state
 
     def row_scores(self, state: State) -> dict[str, Tensor]:
-        """
-        :return: "attention_sums" [N, T]: weights summed over the labels, for the coverage score;
-            "monotonicity" [N]: minus the frames that the mean attention position has moved back. None without tracking.
-        """
-        if not self.track:
-            return {}
-        return {"attention_sums": state["att_sum"], "monotonicity": -state["backward"]}
+        """:return: see :func:`recog.scorers.coverage.track_scores`. None without tracking"""
+        return track_scores(state["track"]) if self.track else {}
 
     def _attend(self, s: Tensor, beta: Tensor, utt: Tensor) -> tuple[Tensor, Tensor]:
         """

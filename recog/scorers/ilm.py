@@ -13,20 +13,27 @@ density_ratio  another language model, trained on the transcripts (:mod:`recog.s
 =============  =======================================================================================
 
 c_0, which the LSTM reads before the first label, is 0 in all, as in the decoder, and so is the embedding e_1.
+
+A Transformer decoder has the same estimates but for the Mini-LSTM: its cross-attention sees one encoder state only,
+which is 0 or the mean.
 """
 
 from __future__ import annotations
 
+import returnn.frontend as rf
 import torch
+from returnn.tensor import Dim
 from torch import Tensor
 
 from rf_models.decoder import AttentionDecoder
 from rf_models.ilm import MiniLstmIlm
+from rf_models.transformer_decoder import TransformerAttentionDecoder
 
 from .base import LabelScorer, State
 from .decoder_cell import DecoderCell
+from .transformer import TransformerAttentionScorer
 
-__all__ = ["FixedContextIlmScorer", "MiniLstmIlmScorer", "average_encoder"]
+__all__ = ["FixedContextIlmScorer", "MiniLstmIlmScorer", "average_encoder", "make_fixed_context_ilm_scorer"]
 
 
 def average_encoder(enc: Tensor, lengths: Tensor) -> Tensor:
@@ -38,6 +45,26 @@ def average_encoder(enc: Tensor, lengths: Tensor) -> Tensor:
     lengths = lengths.to(enc.device)
     outside = torch.arange(enc.shape[1], device=enc.device) >= lengths[:, None]
     return enc.masked_fill(outside[:, :, None], 0.0).sum(dim=1) / lengths.clamp(min=1)[:, None]
+
+
+def make_fixed_context_ilm_scorer(
+    decoder: AttentionDecoder | TransformerAttentionDecoder, context: Tensor | None, *, batch_size: int
+) -> LabelScorer:
+    """
+    :param decoder: of any kind
+    :param context: [B, enc] for each utterance. None: zero
+    :param batch_size: B
+    """
+    if not isinstance(decoder, TransformerAttentionDecoder):
+        return FixedContextIlmScorer(decoder, context)
+    weight = decoder.logits.weight.raw_tensor
+    if context is None:
+        context = weight.new_zeros((batch_size, decoder.enc_dim.dimension))
+    utt_dim, frame_dim = Dim(batch_size, name="utterances"), Dim(1, name="frame")
+    enc = rf.convert_to_tensor(context[:, None].to(weight), dims=[utt_dim, frame_dim, decoder.enc_dim])
+    enc.feature_dim = decoder.enc_dim
+    memory = decoder.transform_encoder(enc, axis=frame_dim)
+    return TransformerAttentionScorer(decoder, memory, torch.ones(batch_size, dtype=torch.int64))
 
 
 class FixedContextIlmScorer(LabelScorer):

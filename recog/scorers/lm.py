@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rf_models.lm import LstmLm, TransformerLm, TransformerLmRows
+from rf_models.lm import LstmLm, TransformerLm
+from rf_models.transformer_steps import TransformerRows, initial_rows, step_rows
 
 from .base import Growing, LabelScorer, State
 
@@ -77,12 +78,12 @@ class TransformerLmScorer(LabelScorer):
 
     def initial_state(self, batch_size: int) -> State:
         """:return: before BOS: nothing read"""
-        rows = self.lm.initial_rows(batch_size)
+        rows = initial_rows(self.lm, batch_size)
         return Growing(data=rows.keys_values, lengths=rows.lengths, max_length=0)
 
     def step(self, prev_labels: Tensor, state: State, utt: Tensor) -> tuple[Tensor, State]:
         """See :func:`LabelScorer.step`."""
-        rows = TransformerLmRows(keys_values=state.data[:, : state.max_length], lengths=state.lengths)
-        logits, rows = self.lm.step_rows(prev_labels, rows)
+        rows = TransformerRows(keys_values=state.data[:, : state.max_length], lengths=state.lengths)
+        logits, rows = step_rows(self.lm, prev_labels, rows)
         new_state = Growing(data=rows.keys_values, lengths=rows.lengths, max_length=state.max_length + 1)
         return logits.float().log_softmax(dim=1), new_state

@@ -103,9 +103,7 @@ class Setting:
         raw = torch.randn(batch, num_frames, opts.enc_dim, generator=torch.Generator().manual_seed(seed))
         enc = RfTensor("enc", dims=[batch_dim, time_dim, enc_dim], dtype="float32", raw_tensor=raw)
         enc.feature_dim = enc_dim
-        return cls(
-            decoder=decoder, memory=decoder.transform_encoder(enc, enc_spatial_dim=time_dim), ctc=ctc, labels=labels
-        )
+        return cls(decoder=decoder, memory=decoder.transform_encoder(enc, axis=time_dim), ctc=ctc, labels=labels)
 
     @property
     def num_labels(self) -> int:
