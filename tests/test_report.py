@@ -20,6 +20,7 @@ from tool_runs import call_tool, run_tool
 
 from recog.analysis.runs import AnalysisError
 from recog.nbest import Hypothesis, NBestHeader, NBestWriter, Utterance
+from tools.reporting.analysis import search_errors_section
 from tools.reporting.charts import Curve, line_chart, ticks
 from tools.reporting.inputs import load_inputs, read_learning_rates
 from tools.reporting.page import render
@@ -234,6 +235,24 @@ def test_hostile_texts_stay_texts(tmp_path):
     assert "http:" not in page.replace("http://www.w3.org", "") and "https:" not in page
 
 
+def test_forced_scores_of_one_part_belong_to_the_runs_with_the_same_definition(tmp_path):
+    utterances = [("dev/1", "a b", ["a c"]), ("test/1", "a", ["b"])]
+    recog = write_run(tmp_path / "recog", utterances)
+    with_lm = write_run(tmp_path / "recog_lm", utterances, scales={"att": 0.7, "ctc": 0.3, "lm": 0.5})
+    forced = write_run(tmp_path / "forced", [("dev/1", "a b", ["a b"])], search="forced_label_sync")
+    other = write_run(
+        tmp_path / "other", [("dev/1", "a b", ["a b"])], search="forced_label_sync", scales={"att": 0.1, "ctc": 0.3}
+    )
+    section = search_errors_section(load_inputs([recog, with_lm, forced, other]), max_utterances=5)
+    (record,) = section["records"]
+    assert (record["run"], list(record["parts"]), record["num_utts"]) == ("recog", ["dev"], 1)
+    (note,) = section["notes"]  # scores that fit no run; those of `forced` need not fit the run with the LM
+    assert note.startswith("other has no forced scores for")
+    of_test = write_run(tmp_path / "of_test", [("eval/1", "a b", ["a b"])], search="forced_label_sync")
+    section = search_errors_section(load_inputs([recog, of_test]), max_utterances=5)
+    assert not section["records"] and "has no part of" in section["notes"][0]
+
+
 # ---- real runs
 
 
@@ -250,6 +269,12 @@ def real_report(tmp_path_factory):
         "tune_scales", f"{recog}/nbest.jsonl", "--bootstrap", 20, "--json", f"{recog}/tuned.json", cwd=folder
     )
     assert res.returncode == 0, res.stderr
+    tuned = json.loads((folder / recog / "tuned.json").read_text())
+    searches = [
+        {"search": n, "scales": {"att": 0.4, "ctc": 0.6}, "num_errors": 9, "wer_percent": 77.77} for n in (1, 2)
+    ]
+    tuned.update(searches=searches, best_search=2, stable=True)  # as of --loop, which would take longer
+    (folder / recog / "tuned.json").write_text(json.dumps(tuned))
     points = [
         {"beam_size": b, "num_utts": 5, "wer": 100.0 - b, "worse_than_best_known": 20.0 / b, "search_errors": None}
         | {"model_errors": None, "real_time_factor": 0.01 * b}
@@ -277,7 +302,9 @@ def test_real_runs(real_report):
     assert "demo_forced_labelsync" not in page.partition('<section id="commands">')[0].partition("<main>")[2]
     assert "rnn.py" in page and "demo_recog_labelsync.config" in page and page.count("data:image/png;base64,") == 1
     tuned = json.loads((folder / "output/demo_recog_labelsync/tuned.json").read_text())
-    assert f"{tuned['results']['oracle']['wer_percent']:.2f}" in page.partition('<section id="tuning">')[2]
+    tuning = page.partition('<section id="tuning">')[2]
+    assert f"{tuned['results']['oracle']['wer_percent']:.2f}" in tuning
+    assert tuning.count("77.77") == 2 and tuning.count('best">77.77') == 1
 
 
 # ---- in a browser

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recog.analysis.arrays import make_arrays
-from recog.analysis.runs import AnalysisError, is_test_name
+from recog.analysis.runs import AnalysisError, is_test_name, select_parts
 from recog.analysis.search_errors import audit_forced_scores, count_search_errors
 from recog.analysis.tuning import ScaleRange, error_surface, scale_ranges
 
@@ -28,14 +28,17 @@ def search_errors_section(inputs: ReportInputs, *, max_utterances: int) -> dict[
     :return: None: there are none
     """
     records = list(inputs.search_errors)
-    notes = []
     known = {record.get("run") for record in records}
+    used, problems = set(), {}
     for recognition in inputs.recognitions:
         if recognition.run.name not in known:
-            record, problems = _search_errors_of(recognition, inputs.forced)
-            notes += problems
+            record, forced, reasons = _search_errors_of(recognition, inputs.forced)
+            problems.update(reasons)
             if record is not None:
+                used.add(forced)
                 records.append(record)
+    # Forced scores fit one search and its scales: only those that fit no run are worth a word.
+    notes = [reason for name, reason in problems.items() if name not in used]
     if not records:
         return {"records": [], "notes": notes} if notes else None
     shown = []
@@ -47,24 +50,32 @@ def search_errors_section(inputs: ReportInputs, *, max_utterances: int) -> dict[
     return {"records": shown, "notes": notes}
 
 
-def _search_errors_of(recognition: Recognition, forced: list[Recognition]) -> tuple[dict[str, Any] | None, list[str]]:
-    """:return: as tools/search_errors.py gives it (None: no forced scores fit); why some did not fit"""
-    run = recognition.run
-    same_search = [f for f in forced if f.run.header.search == f"forced_{run.header.search}"]
+def _search_errors_of(
+    recognition: Recognition, forced: list[Recognition]
+) -> tuple[dict[str, Any] | None, str | None, dict[str, str]]:
+    """
+    :return: as tools/search_errors.py gives it, on the parts of the corpus that have forced scores (None: no forced
+        scores fit); name of the forced scores; why others did not fit, by name
+    """
+    same_search = [f for f in forced if f.run.header.search == f"forced_{recognition.run.header.search}"]
     of_hyps = [f.run for f in same_search if f.run.header.options.get("nbest_file")]
-    problems = []
+    problems = {}
     for candidate in same_search:
         if candidate.run.header.options.get("nbest_file"):
             continue
+        parts = [part for part in recognition.run.parts if part in candidate.run.parts]
+        run = select_parts(recognition.run, parts)
         try:
+            if not parts:
+                raise AnalysisError(f"{candidate.run.file} has no part of {recognition.run.file}")
             errors = count_search_errors(run, candidate.run)
         except AnalysisError as exc:
-            problems.append(f"{candidate.run.name} has no forced scores for {run.name}: {exc}")
+            problems[candidate.run.name] = f"{candidate.run.name} has no forced scores for {run.name}: {exc}"
             continue
         audit = audit_forced_scores(run, candidate.run, *of_hyps)
         record = {"run": run.name, "search": run.header.search, "parts": run.parts, "audit": vars(audit)}
-        return {**record, **errors.as_dict()}, []
-    return None, problems
+        return {**record, **errors.as_dict()}, candidate.run.name, problems
+    return None, None, problems
 
 
 def tuning_section(inputs: ReportInputs) -> dict[str, Any] | None:
