@@ -101,19 +101,16 @@ def _import_everything() -> None:
     import importlib
 
     sys.path[0] = REPO
-    import returnn.__main__
-    import returnn.datasets.audio
-    import returnn.datasets.lm
-    import returnn.forward_iface
-    import returnn.frontend
-    import returnn.torch.engine
-    import returnn.torch.frontend  # noqa: F401
-    import scipy.signal  # noqa: F401
-    import sentencepiece  # noqa: F401
-
+    names = """
+        returnn.__main__ returnn.torch.engine returnn.torch.frontend returnn.frontend returnn.forward_iface
+        returnn.datasets.audio returnn.datasets.lm scipy.signal sentencepiece soundfile torch._dynamo torch.onnx
+    """
+    for name in names.split():
+        importlib.import_module(name)
     for package in ("recog", "recog/core", "recog/scorers", "rf_models", "configs/base"):
         for file in sorted(glob.glob(os.path.join(REPO, package, "*.py"))):
             importlib.import_module(os.path.relpath(file, REPO).removesuffix(".py").replace(os.sep, "."))
+    assert len(os.listdir("/proc/self/task")) == 1, "an import has started a thread"
     sys.path.pop(0)  # rnn.py lies in another folder: configs must find their packages themselves
 
 

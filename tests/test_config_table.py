@@ -7,7 +7,7 @@ import os
 import pytest
 from tool_runs import ROOT, call_tool
 
-from tools.config_table import config_table, with_table
+from tools.config_table import Description, config_table, description, with_table
 
 
 def test_readme_is_current():
@@ -17,14 +17,23 @@ def test_readme_is_current():
 
 
 def test_table(tmp_path):
-    (tmp_path / "a.config").write_text(
-        '"""\nDoes this\nand that.\n\n    rnn.py a\n\nNeeds x.py of y. Gives z/n.txt.\n"""\n'
-    )
-    assert config_table(str(tmp_path)).splitlines()[2].split(" | ")[1:] == [
-        "Does this and that.",
-        "x.py of y",
-        "z/n.txt |",
+    text = "Does this\nand that. More.\n\n    rnn.py a\n\nNeeds configs/y.config of x.py. Gives z/n.txt.\n"
+    (tmp_path / "a_train.config").write_text(f'"""\n{text}"""\n')
+    (tmp_path / "ted2_x.config").write_text('"""TED-LIUM 2: that.\n\nGives z/n.txt and b.txt."""\n')
+    assert config_table(str(tmp_path)).splitlines() == [
+        "### TED-LIUM 2",
+        "",
+        "| config | runs | needs |",
+        "| --- | --- | --- |",
+        "| [`ted2_x`](configs/ted2_x.config) | that |  |",
+        "",
+        "### a",
+        "",
+        "| config | runs | needs |",
+        "| --- | --- | --- |",
+        "| [`a_train`](configs/a_train.config) | Does this and that | `y` |",
     ]
+    assert description(str(tmp_path / "ted2_x.config")) == Description("TED-LIUM 2: that.", "", "z/n.txt and b.txt")
     (tmp_path / "b.config").write_text('"""Does nothing."""\n')
     with pytest.raises(ValueError, match=r"b\.config: its description does not say what it gives"):
         config_table(str(tmp_path))
@@ -34,4 +43,4 @@ def test_table(tmp_path):
 
 def test_tool(tmp_path):
     done = call_tool("config_table", cwd=tmp_path)
-    assert done.returncode == 0 and "| `demo_train.config`" in done.stdout
+    assert done.returncode == 0 and "| [`demo_train`]" in done.stdout

@@ -1,71 +1,134 @@
-"""Every training config runs one short training on a tiny corpus; a new one is tested by being there."""
+"""
+Every config of configs/ runs once on a tiny corpus, in the order of what it needs; a new one is tested by being there.
+
+What a config needs and gives is read from its description, so that is tested, too. The options of a config decide how
+it is made tiny.
+"""
 
 from __future__ import annotations
 
 import glob
+import json
 import os
+import re
+from dataclasses import fields
 
 import pytest
 from corpora import make_librispeech, make_tedlium2
-from runs import REPO, SMALL_TRAINING, run_config, run_tool
+from fork_server import fork_config
+from runs import REPO, SMALL_MODEL, config_file, run_config
 
+from recog.nbest import audit, load_nbest
+from tools.config_table import description
+from tools.prepare_librispeech import main as prepare_librispeech
+from tools.prepare_tedlium2 import main as prepare_tedlium2
+from tools.show_config import read_options
+
+VOCAB = "spm_unigram_40"
+SECONDS = 4.0
+"""Of an utterance: with 60 ms per frame, enough for a CTC path of each transcript."""
 NAMES = sorted(
-    os.path.basename(file).removesuffix(".config")
-    for file in glob.glob(os.path.join(REPO, "configs", "*_train*.config"))
-    if not os.path.basename(file).startswith("demo")  # of the demo: test_runs_demo.py
+    os.path.basename(file).removesuffix(".config") for file in glob.glob(os.path.join(REPO, "configs", "*.config"))
 )
-LM_MODELS = {
-    "lstm": {"num_layers": 1, "embed_dim": 8, "lstm_dim": 8},
-    "transcripts": {"num_layers": 1, "embed_dim": 8, "lstm_dim": 8},
-    "transformer": {"num_layers": 1, "embed_dim": 8, "model_dim": 16, "ff_dim": 16, "num_heads": 2, "att_dim": 16},
+SMALL = {
+    "num_epochs": 1,
+    "partition_epoch": 1,
+    "batch_size": 200_000,
+    "num_workers": 0,
+    "vocab": VOCAB,
+    "beam_size": 4,
+    "mini_lstm_dim": 4,
+    # language models
+    "num_layers": 1,
+    "embed_dim": 8,
+    "lstm_dim": 8,
+    "model_dim": 16,
+    "ff_dim": 16,
+    "num_heads": 2,
+    "att_dim": 16,
 }
+"""Values of options that are given to each config that has them."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """:return: folder with both corpora, and a model of each for what starts from one"""
-    folder = tmp_path_factory.mktemp("configs")
-    parts = {"train-clean-100": 6, "train-clean-360": 3, "train-other-500": 3, "dev-clean": 2, "dev-other": 2}
-    make_librispeech(str(folder / "LibriSpeech"), parts, seconds=1.2)
-    text = ("--vocab", "spm_unigram_40", "--lm-text")
-    (folder / "text.txt").write_text("THE QUICK BROWN FOX\nA QUESTION OF TIME\n" * 20)
-    args = ("LibriSpeech", "data/librispeech", *text, "text.txt", "--subset", "6")
-    run_tool("prepare_librispeech", *args, cwd=folder)
-    make_tedlium2(str(folder / "TEDLIUM_release2"), {"train": 12, "dev": 3}, segment_seconds=1.2)
-    run_tool("prepare_tedlium2", "TEDLIUM_release2", "data/tedlium2", *text, "TEDLIUM_release2/LM", cwd=folder)
-    for name in ("ls960_train", "ted2_train"):
-        run_config(name, folder, **SMALL_TRAINING, vocab="spm_unigram_40")
-    return folder
+def options_of(name: str) -> dict:
+    """:return: all options of a config by name"""
+    groups, _ = read_options(config_file(name), [])
+    return {option.name: getattr(group, option.name) for group in groups.values() for option in fields(group)}
 
 
 def small_options(name: str) -> dict:
     """:return: options that make a run of this config tiny"""
-    if "_ilm_" in name:
-        return {"num_epochs": 1, "mini_lstm_dim": 4}
-    for kind, model in LM_MODELS.items():
-        if f"_lm_{kind}" in name:
-            return {"num_epochs": 1, "partition_epoch": 1, **model}
-    options = {**SMALL_TRAINING}
-    if "attention" in name:
-        del options["ctc_layers"]
-    if "_ctc" in name or "large" in name or "modern" in name:
-        options["ctc_layers"] = "2"
-    return options
+    values = options_of(name)
+    small = {key: value for key, value in SMALL.items() if key in values}
+    if "num_epochs" in values and "enc_num_layers" in values:
+        small |= SMALL_MODEL
+        # As many CTC heads as there are, on the top layer only if the config has one there.
+        heads = len(values["ctc_layers"])
+        has_top = values["enc_num_layers"] in values["ctc_layers"]
+        small["enc_num_layers"] = max(2, heads + (not has_top))
+        small["ctc_layers"] = ",".join(str(small["enc_num_layers"] - heads + has_top + i) for i in range(heads))
+    return small
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("ls960_train", "ted2_train")])
-def test_training(folder, name):
-    run_config(name, folder, **small_options(name), vocab="spm_unigram_40")
-    assert (folder / "output" / name / "models" / "epoch.001.pt").is_file()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """:return: folder with all corpora"""
+    folder = tmp_path_factory.mktemp("configs")
+    data = folder / "data"
+    lm_text = ["--workers", "1", "--vocab", VOCAB, "--lm-text"]
+    (folder / "text.txt").write_text("THE QUICK BROWN FOX\nA QUESTION OF TIME\n" * 20)
+    make_librispeech(str(folder / "demo"), {"train": 12, "dev": 3, "test": 3}, seconds=SECONDS)
+    parts = {"train-clean-100": 6, "train-clean-360": 3, "train-other-500": 3}
+    parts |= dict.fromkeys(("dev-clean", "dev-other", "test-clean", "test-other"), 2)
+    make_librispeech(str(folder / "LibriSpeech"), parts, seconds=SECONDS)
+    for source, name, *more in (("demo", "demo", "--corpus", "demo"), ("LibriSpeech", "librispeech", "--subset", "6")):
+        args = [str(folder / source), str(data / name), *lm_text, str(folder / "text.txt"), *more]
+        assert prepare_librispeech(args) == 0
+    make_tedlium2(str(folder / "TEDLIUM_release2"), {"train": 12, "dev": 3, "test": 3}, segment_seconds=SECONDS)
+    args = [str(folder / "TEDLIUM_release2"), str(data / "tedlium2"), *lm_text]
+    assert prepare_tedlium2([*args, str(folder / "TEDLIUM_release2" / "LM")]) == 0
+    return folder
 
 
-def test_these_are_all():
-    assert len(NAMES) >= 20
+_done: dict[tuple[str, str], Exception | None] = {}
+
+
+def run(name: str, folder) -> None:
+    """Runs a config once, and before it those whose output it needs."""
+    key = (str(folder), name)
+    if key not in _done:
+        _done[key] = AssertionError(f"{name} needs itself")
+        try:
+            for other in re.findall(r"configs/(\w+)\.config", description(config_file(name)).needs):
+                run(other, folder)
+            fork_config(name, folder, **small_options(name))
+            _done[key] = None
+        except Exception as exc:
+            _done[key] = exc
+    if _done[key] is not None:
+        raise _done[key]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config(folder, name):
+    run(name, folder)
+    output = folder / "output" / name
+    options = json.loads((output / "options.json").read_text())
+    assert {key for key in SMALL if key in options_of(name)} <= set(options)
+    given = re.findall(r"[\w./*]+\.(?:pt|txt|jsonl|json)\b", description(config_file(name)).gives)
+    assert given and given[0].startswith(f"output/{name}/")
+    for file in given:
+        pattern = str(folder / file) if "/" in file else str(output / file)
+        assert glob.glob(pattern), f"{name} does not give {file}"
+    if (output / "nbest.jsonl").is_file():
+        header, utterances = load_nbest(str(output / "nbest.jsonl"))
+        assert utterances and all(utt.hyps and utt.error is None for utt in utterances)
+        assert not audit(header, utterances)
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_workers_share_the_data(folder, num_workers):
     """RETURNN's default below behaviour version 37 is that each process loads everything."""
-    options = {**SMALL_TRAINING, "num_workers": num_workers, "max_seqs": 1, "output_dir": f"output/w{num_workers}"}
-    res = run_config("ted2_train", folder, **options, vocab="spm_unigram_40")
+    options = {**small_options("ted2_train"), "num_workers": num_workers, "max_seqs": 1}
+    res = run_config("ted2_train", folder, **options, output_dir=f"output/w{num_workers}")
     assert "Trained 12 steps" in res.stdout + res.stderr

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Markdown table of all configs, from the descriptions they open with: what each runs, needs and gives.
+Markdown tables of all configs, one for each corpus, from the descriptions they open with: what each runs and needs.
 
   python tools/config_table.py            print it
   python tools/config_table.py --update   put it into README.md, between the configs markers
@@ -14,40 +14,75 @@ import glob
 import os
 import re
 import sys
+from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from recog.nbest import open_text_for_writing
 
-__all__ = ["config_table", "main", "with_table"]
+__all__ = ["Description", "config_table", "description", "main", "with_table"]
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_CORPORA = {"demo": "Demo", "ls960": "LibriSpeech", "ted2": "TED-LIUM 2"}
+"""What names of configs begin with -> corpus, as their descriptions begin"""
 _MARKERS = re.compile(r"(<!-- configs -->\n).*?(<!-- /configs -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a config opens with."""
+
+    what: str
+    """What it runs: the first paragraph, without the corpus that it begins with."""
+    needs: str
+    """The rest of the sentence "Needs ..."; empty: it does not say"""
+    gives: str
+    """The rest of the sentence "Gives ..." """
+
+
+def description(filename: str) -> Description:
+    """
+    :param filename: config
+    :raises ValueError: it has no description, or that does not say what the config gives
+    """
+    with open(filename, encoding="utf8") as file:
+        text = ast.get_docstring(ast.parse(file.read()))
+    if not text:
+        raise ValueError(f"{filename} does not open with a description")
+    what = " ".join(text.split("\n\n")[0].split())
+    # The commands are indented; sentences end with a dot before white space.
+    prose = " ".join(" ".join(p.split()) for p in text.split("\n\n")[1:] if not p.startswith(" "))
+    found = {word: re.search(rf"(?:^|\s){word} (.*?)[.;](?:\s|$)", prose) for word in ("Needs", "Gives")}
+    if not found["Gives"]:
+        raise ValueError(f'{filename}: its description does not say what it gives ("Gives ...")')
+    return Description(what, *(match.group(1) if match else "" for match in found.values()))
 
 
 def config_table(folder: str = os.path.join(ROOT, "configs")) -> str:
     """
     :param folder: of the configs
-    :return: Markdown
-    :raises ValueError: a config has no description, or it does not say what the config needs or gives
+    :return: Markdown: a table for each corpus, recognised by what the names of the configs begin with
+    :raises ValueError: see :func:`description`
     """
-    rows = [["config", "runs", "needs", "gives"], ["---"] * 4]
+    groups: dict[str, list[str]] = {}
     for filename in sorted(glob.glob(os.path.join(glob.escape(folder), "*.config"))):
-        with open(filename, encoding="utf8") as file:
-            text = ast.get_docstring(ast.parse(file.read()))
-        if not text:
-            raise ValueError(f"{filename} does not open with a description")
-        what = " ".join(text.split("\n\n")[0].split())
-        # The commands are indented; sentences end with a dot before white space.
-        prose = " ".join(" ".join(p.split()) for p in text.split("\n\n")[1:] if not p.startswith(" "))
-        cells = [f"`{os.path.basename(filename)}`", what]
-        for word in ("Needs", "Gives"):
-            found = re.search(rf"(?:^|\s){word} (.*?)[.;](?:\s|$)", prose)
-            cells.append(found.group(1) if found else "")
-        if not cells[3]:
-            raise ValueError(f'{filename}: its description does not say what it gives ("Gives ...")')
-        rows.append(cells)
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+        groups.setdefault(os.path.basename(filename).split("_")[0], []).append(filename)
+    known = [prefix for prefix in _CORPORA if prefix in groups]
+    parts = []
+    for prefix in [*known, *sorted(set(groups) - set(known))]:
+        corpus = _CORPORA.get(prefix, prefix)
+        rows = [["config", "runs", "needs"], ["---"] * 3]
+        for filename in groups[prefix]:
+            found = description(filename)
+            # The first sentence, without what is in brackets. The data of the corpus is needed by all.
+            what = re.sub(rf"^{re.escape(corpus)}[^:]*: |\s*\([^()]*\)", "", found.what)
+            what = re.split(r"(?<=[.;:])\s", what)[0].rstrip(".;:")
+            needs = [f"`{name}`" for name in dict.fromkeys(re.findall(r"configs/(\w+)\.config", found.needs))]
+            name = os.path.basename(filename)
+            rows.append([f"[`{name.removesuffix('.config')}`](configs/{name})", what, ", ".join(needs)])
+        lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+        parts.append("\n".join([f"### {corpus}", "", *lines]))
+    return "\n\n".join(parts)
 
 
 def with_table(readme: str, table: str) -> str:
