@@ -14,11 +14,15 @@ With encoder states h_t, previous label y_{i-1} (embedding 0 and context 0 at i 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import returnn.frontend as rf
+import torch
 from returnn.tensor import Dim, Tensor
 
+from .attention_loop import LoopConstants, attention_loop
 from .options import AedCtcOptions
 
 __all__ = ["AttentionDecoder", "AttentionMemory", "DecoderState"]
@@ -188,18 +192,80 @@ class AttentionDecoder(rf.Module):
         embed = rf.shift_right(embed, axis=spatial_dim, pad_value=0.0)
         w_embed, w_context = self.s.split_weights()
         x_embed = self.s.embed_part(embed, w_embed)
-        batch_dims = labels.remaining_dims(spatial_dim)
-        state = self.default_initial_state(batch_dims=batch_dims, memory=memory)
-        all_s, all_att = [], []
-        for i in range(int(spatial_dim.get_dim_value())):  # steps in the padding come after all that counts
-            x_embed_i = rf.gather(x_embed, axis=spatial_dim, indices=i)
-            s, state = self._step(x_embed_i, w_context, memory=memory, state=state)
-            all_s.append(s)
-            all_att.append(state.att)
-        stacked_s, _ = rf.stack(all_s, out_dim=spatial_dim)
-        stacked_att, _ = rf.stack(all_att, out_dim=spatial_dim)
-        stacked_s.feature_dim, stacked_att.feature_dim = self.lstm_dim, self.enc_dim
-        return embed, stacked_s, stacked_att
+        (batch_dim,) = labels.remaining_dims(spatial_dim)
+        enc_spatial_dim = memory.enc_spatial_dim
+        label_lens = _sizes(spatial_dim, batch_dim).cpu()
+        rows = torch.sort(label_lens, descending=True, stable=True).indices
+        rows = None if rows.equal(torch.arange(len(rows))) else rows.to(x_embed.raw_tensor.device)
+
+        def raw(x: Tensor, *dims: Dim) -> torch.Tensor:
+            """:return: [batch, *dims], sorted by the number of labels"""
+            x = x.copy_compatible_to_dims_raw([batch_dim, *dims])
+            return x if rows is None else x.index_select(0, rows)
+
+        inv_fertility = rf.squeeze(memory.inv_fertility, axis=self.feedback_dim)
+        max_frames = int(enc_spatial_dim.get_dim_value())
+        frames = _sizes(enc_spatial_dim, batch_dim).to(x_embed.raw_tensor.device)
+        frames_mask = torch.arange(max_frames, device=frames.device) < frames[:, None]
+        num_labels = int(spatial_dim.get_dim_value())
+        s, att = attention_loop(
+            raw(x_embed, spatial_dim, 4 * self.lstm_dim),
+            raw(memory.enc, enc_spatial_dim, self.enc_dim),
+            raw(memory.enc_ctx, enc_spatial_dim, self.att_dim),
+            raw(inv_fertility, enc_spatial_dim),
+            context_weight=w_context.copy_compatible_to_dims_raw([4 * self.lstm_dim, self.enc_dim]),
+            rec_weight=self.s.rec_weight.raw_tensor,
+            query_weight=self.s_transformed.weight.raw_tensor,
+            feedback_weight=self.weight_feedback.weight.raw_tensor.flatten(),
+            energy_weight=self.energy.weight.raw_tensor.flatten(),
+            constants=LoopConstants(
+                num_rows=[int((label_lens > i).sum()) for i in range(num_labels)],
+                frames_mask=frames_mask if rows is None else frames_mask[rows],
+                gates=self.s.parts_order,
+                forget_bias=self.s.forget_bias,
+                zoneout_output=self.s.use_zoneout_output,
+                **self._loop_dropout(num_labels, batch_dim, enc_spatial_dim, raw),
+            ),
+        )
+        if rows is not None:
+            back = torch.argsort(rows)
+            s, att = s.index_select(0, back), att.index_select(0, back)
+        return (
+            embed,
+            rf.convert_to_tensor(s, dims=[batch_dim, spatial_dim, self.lstm_dim], feature_dim=self.lstm_dim),
+            rf.convert_to_tensor(att, dims=[batch_dim, spatial_dim, self.enc_dim], feature_dim=self.enc_dim),
+        )
+
+    def _loop_dropout(
+        self, num_labels: int, batch_dim: Dim, enc_spatial_dim: Dim, raw: Callable[..., torch.Tensor]
+    ) -> dict[str, Any]:
+        """
+        :param num_labels:
+        :param batch_dim:
+        :param enc_spatial_dim:
+        :param raw: as in :func:`run`
+        :return: what differs between training and evaluation in :class:`LoopConstants`. The random numbers are drawn in
+            the order in which the steps use them.
+        """
+        train = rf.get_run_ctx().is_train_flag_enabled(func=AttentionDecoder.run)
+        res: dict[str, list] = {"update_cell": [], "update_output": [], "att_dropout": []}
+        zoneout = {"update_cell": self.s.zoneout_factor_cell, "update_output": self.s.zoneout_factor_output}
+
+        def dropped(drop_prob: float, dim: Dim, broadcast: bool) -> torch.Tensor:
+            """:return: 0 or 1 / (1 - drop_prob), [dim] or [batch, dim]"""
+            ones = rf.ones([dim] if broadcast else [batch_dim, dim])
+            factors = rf.dropout(ones, drop_prob, on_forward=True)
+            return factors.raw_tensor if broadcast else raw(factors, dim)
+
+        for _ in range(num_labels):
+            for name, factor in zoneout.items():
+                update: torch.Tensor | float = 1.0 - factor
+                if train and factor:
+                    update = (1.0 - factor) * dropped(factor, self.lstm_dim, self.s.dropout_broadcast)
+                res[name].append(update)
+            if train and self.att_dropout:
+                res["att_dropout"].append(dropped(self.att_dropout, enc_spatial_dim, self.dropout_broadcast))
+        return {**res, "att_dropout": res["att_dropout"] or None}
 
     def teacher_forcing(
         self, labels: Tensor, *, spatial_dim: Dim, memory: AttentionMemory, pack: bool = False
@@ -225,3 +291,9 @@ class AttentionDecoder(rf.Module):
                 for x in (stacked_s, embed, stacked_att)
             )
         return self.readout(stacked_s, embed, stacked_att), labels
+
+
+def _sizes(dim: Dim, batch_dim: Dim) -> torch.Tensor:
+    """:return: [batch] sizes of a dim per sequence"""
+    sizes = dim.get_size_tensor().raw_tensor
+    return sizes if sizes.ndim else sizes.expand(int(batch_dim.get_dim_value()))
