@@ -1,4 +1,4 @@
-# make demo   from nothing to a WER table (README, "In ten minutes")
+# make demo   from nothing to a WER table and a report (README, "In ten minutes")
 # make test   lint and the whole test suite
 # make test-tf   TensorFlow networks, built and converted (needs Python 3.10 or 3.11; not part of make test)
 # All set up .venv first, can be interrupted and started again, and do nothing twice.
@@ -10,7 +10,7 @@ DEMO_DATA := data/demo
 TF_VENV := .venv-tf
 PYTHON_FOR_TF ?= python3.11
 
-.PHONY: help demo demo-corpus demo-train demo-lm demo-recog test test-tf lint venv clean-demo
+.PHONY: help demo demo-corpus demo-train demo-lm demo-recog demo-score demo-analysis test test-tf lint venv clean-demo
 .DELETE_ON_ERROR:
 
 help:
@@ -29,8 +29,8 @@ $(VENV)/.complete: pyproject.toml constraints.txt tools/check_machine.py
 
 # The demo is nothing but the commands below, which can as well be typed one by one (with $(BIN) in PATH).
 
-demo: demo-recog
-	$(BIN)/python tools/score.py output/demo_recog_*/nbest.jsonl
+demo: demo-analysis
+	$(BIN)/python tools/report.py output/demo_train output/demo_lm_train output/demo_recog_*/nbest.jsonl output/demo_recog_timesync_beams/references output/demo_tuned.json output/demo_beams.json --pictures 3 --output output/report.html
 
 demo-corpus: venv
 	$(BIN)/python tools/make_demo_corpus.py $(DEMO_DATA)/source
@@ -54,8 +54,15 @@ demo-recog: demo-lm
 	$(BIN)/rnn.py configs/demo_recog_labelsync_lm_ilm.config
 	$(BIN)/rnn.py configs/demo_recog_timesync_lm_ilm.config
 
+demo-score: demo-recog
+	$(BIN)/python tools/score.py output/demo_recog_*/nbest.jsonl
+
+demo-analysis: demo-score
+	$(BIN)/python tools/tune_scales.py output/demo_recog_labelsync/nbest.jsonl --parts dev --json output/demo_tuned.json
+	$(BIN)/python tools/search_errors.py --beams 1,4,16 configs/demo_recog_timesync.config configs/demo_forced_timesync.config --parts dev --json output/demo_beams.json
+
 clean-demo:
-	rm -rf $(DEMO_DATA) output/demo_*
+	rm -rf $(DEMO_DATA) output/demo_* output/report.html
 
 lint: venv
 	$(BIN)/ruff check .
