@@ -1,5 +1,7 @@
 """Augmentation is drawn for each utterance and epoch; other processes or another order change nothing."""
 
+from dataclasses import replace
+
 import numpy
 import pytest
 import torch
@@ -9,6 +11,7 @@ from returnn.torch.data import returnn_dataset_wrapper
 
 from configs.base.augmentation import AudioPadding, sequence_seed
 from configs.base.corpus import CorpusOptions, open_corpus
+from configs.base.options import OptionError
 from tools.prepare_librispeech import main as prepare_librispeech
 
 
@@ -23,6 +26,7 @@ def corpus(tmp_path_factory):
         vocab="spm_unigram_60",
         speed_perturbation=(0.9, 1.0, 1.1),
         audio_padding=100,
+        subword_sampling_alpha=0.3,
         train_seq_ordering="default",
     )
     return open_corpus("demo", opts, parts=("train",), prepare_command="")
@@ -69,6 +73,21 @@ def test_each_epoch_is_another(corpus):
     epochs = [load(corpus, epoch=epoch) for epoch in (1, 2, 3, 4)]
     for tag in epochs[0]:
         assert len({len(epoch[tag][0]) for epoch in epochs}) > 1
+        assert len({corpus.vocab.labels_to_text(epoch[tag][1]) for epoch in epochs}) == 1
+    assert len({tuple(epoch[tag][1]) for epoch in epochs for tag in epoch}) > 2 * len(epochs[0])
+
+
+def test_other_augmentation_does_not_change_the_labels(corpus):
+    """Sub-words have random numbers of their own."""
+    other = replace(corpus, opts=replace(corpus.opts, speed_perturbation=(1.0,), audio_padding=0))
+    expected = load(corpus, epoch=2)
+    assert all(numpy.array_equal(labels, expected[tag][1]) for tag, (_, labels) in load(other, epoch=2).items())
+
+
+def test_sampling_that_the_vocabulary_has_not(corpus):
+    other = replace(corpus, opts=replace(corpus.opts, subword_sampling_alpha=None, subword_dropout=0.1))
+    with pytest.raises(OptionError, match="is a unigram model without merges: use subword_sampling_alpha"):
+        other.train_dataset()
 
 
 def test_padding():

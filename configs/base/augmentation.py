@@ -1,5 +1,6 @@
 """
-Augmentation of audio before RETURNN extracts features. Callables that RETURNN's datasets can send to worker processes.
+Augmentation of audio before RETURNN extracts features (callables that RETURNN's datasets can send to worker processes),
+and a dataset whose augmentation is the same in any process.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def sequence_seed(epoch_seed: int, seq_tag: str) -> int:
 
 class AugmentedOggZipDataset(OggZipDataset):
     """
-    RETURNN's OggZipDataset, where the random numbers for the augmentation of an utterance depend on seed, epoch and
-    sequence tag only: not on the number of processes that load data, nor on the order of the utterances.
+    RETURNN's OggZipDataset, where the random numbers for the augmentation of an utterance (audio, and sub-words that
+    are drawn) depend on seed, epoch and sequence tag only: not on the number of processes that load data, nor on the
+    order of the utterances.
     """
 
     def get_corpus_seq(self, corpus_seq_idx: int) -> Any:
@@ -37,7 +39,10 @@ class AugmentedOggZipDataset(OggZipDataset):
         """
         self._lazy_init()
         tag = self._get_tag_from_info_dict(self._data[corpus_seq_idx])
-        self._audio_random.seed(sequence_seed(self._get_random_seed_for_epoch(self.epoch), tag))
+        epoch_seed = self._get_random_seed_for_epoch(self.epoch)
+        self._audio_random.seed(sequence_seed(epoch_seed, tag))
+        if self.targets is not None:
+            self.targets.set_random_seed(sequence_seed(epoch_seed, f"labels of {tag}"))
         return super().get_corpus_seq(corpus_seq_idx)
 
 

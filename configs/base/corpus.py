@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recog.batches import Utt
+from recog.subword_sampling import SubwordSampling, sampling_vocabulary
 from recog.vocab import Vocab, load_vocab
 from rf_models.encoder import SAMPLE_RATE
 
@@ -42,6 +43,15 @@ class CorpusOptions:
     """Speed factors to draw from in training; a single 1.0 switches it off."""
     audio_padding: int = 0
     """In training, silence of 0 to so many samples (drawn) before and behind the audio."""
+    subword_sampling_alpha: float | None = None
+    """In training, draw the sub-words of a text with a probability proportional to P^alpha (P of the unigram model).
+    None, and none of the next options: the best ones. See :class:`recog.subword_sampling.SubwordSampling`."""
+    subword_sampling_nbest: int | None = None
+    """Draw from so many best segmentations. None: from all."""
+    subword_dropout: float = 0.0
+    """In training, BPE-dropout with this probability; for BPE vocabularies."""
+    subword_breadth_prob: float = 0.0
+    """In training, end a sub-word with this probability where it could go on; for vocabularies of all kinds."""
     curriculum_epochs: int = 0
     """In so many first sub-epochs, only utterances up to a mean length of curriculum_max_mean_len."""
     curriculum_max_mean_len: int = 1000
@@ -58,6 +68,17 @@ class CorpusOptions:
             raise ValueError(f"speed_perturbation = {self.speed_perturbation}: expected factors of 0.5 ... 2.0")
         if self.audio_padding < 0:
             raise ValueError(f"audio_padding = {self.audio_padding}: expected a number of samples")
+        _ = self.subword_sampling
+
+    @property
+    def subword_sampling(self) -> SubwordSampling:
+        """Of the training targets"""
+        return SubwordSampling(
+            alpha=self.subword_sampling_alpha,
+            nbest=self.subword_sampling_nbest,
+            dropout=self.subword_dropout,
+            breadth_prob=self.subword_breadth_prob,
+        )
 
 
 @dataclass
@@ -108,7 +129,10 @@ class Corpus:
         }
 
     def train_dataset(self) -> dict[str, Any]:
-        """:return: RETURNN dataset options of the training data, with speed perturbation"""
+        """
+        :return: RETURNN dataset options of the training data, with augmentation
+        :raises OptionError: sub-words are to be drawn in a way that is not that of the vocabulary
+        """
         dataset = self._ogg_zip(
             self.opts.train_parts,
             partition_epoch=self.opts.partition_epoch,
@@ -121,6 +145,11 @@ class Corpus:
         from .augmentation import AudioPadding, Augmentations, AugmentedOggZipDataset, SpeedPerturbation
 
         dataset["class"] = AugmentedOggZipDataset
+        if self.opts.subword_sampling:
+            try:
+                dataset["targets"] = sampling_vocabulary(self.vocab, self.opts.subword_sampling)
+            except ValueError as exc:
+                raise OptionError(str(exc)) from None
         steps: list[Any] = []
         if set(self.opts.speed_perturbation) != {1.0}:
             steps.append(SpeedPerturbation(self.opts.speed_perturbation))
