@@ -4,6 +4,8 @@ Features and Conformer encoder. Both are RETURNN's; what is here chooses their o
 
 from __future__ import annotations
 
+from typing import Any
+
 import returnn.frontend as rf
 from returnn.frontend.encoder.conformer import (
     ConformerConvSubsample,
@@ -24,7 +26,8 @@ SAMPLE_RATE = 16_000
 class LogMelFeatures(rf.Module):
     """
     Log-mel features: Hann window 25 ms, step 10 ms, FFT 512, ``log(mel) / log(base)``,
-    optionally normalised per filter by statistics that are stored in the checkpoint.
+    optionally normalised per filter by statistics that are stored in the checkpoint, or by those of the batch (in
+    training; their running means later).
     """
 
     def __init__(self, opts: AedCtcOptions):
@@ -37,6 +40,9 @@ class LogMelFeatures(rf.Module):
             self.mean.initial = 0.0
             self.stddev = rf.Parameter([self.out_dim], auxiliary=True)
             self.stddev.initial = 1.0
+        self.batch_norm = None
+        if opts.feature_batch_norm:
+            self.batch_norm = rf.BatchNorm(self.out_dim, affine=False, use_mask=True)
 
     def __call__(self, audio: Tensor, *, in_spatial_dim: Dim) -> tuple[Tensor, Dim]:
         """
@@ -57,6 +63,9 @@ class LogMelFeatures(rf.Module):
         if self.mean is not None:
             features = (features - self.mean) / self.stddev
             features.feature_dim = self.out_dim
+        if self.batch_norm is not None:
+            features = self.batch_norm(features)
+            features.feature_dim = self.out_dim
         return features, spatial_dim
 
 
@@ -65,12 +74,27 @@ def _relu_square(x: Tensor) -> Tensor:
     return rf.relu(x) ** 2.0
 
 
+def _self_att_opts(opts: AedCtcOptions) -> dict[str, Any]:
+    """:return: of :class:`rf.RelPosSelfAttention`, see ``enc_rel_pos``"""
+    if opts.enc_rel_pos == "transformer_xl":
+        return dict(pos_emb_dropout=opts.enc_pos_emb_dropout)
+    return dict(
+        with_bias=False,
+        with_linear_pos=False,
+        with_pos_bias=False,
+        learnable_pos_emb=True,
+        learnable_pos_emb_clipping=opts.enc_rel_pos_clipping,
+        separate_pos_emb_per_head=False,
+        pos_emb_dropout=opts.enc_pos_emb_dropout,
+    )
+
+
 def make_conformer_encoder(in_dim: Dim, opts: AedCtcOptions) -> ConformerEncoder:
     """
     :param in_dim: feature dim
     :param opts:
     :return: convolutional frontend (time / ``opts.time_reduction``, one frequency pooling by 2), then Conformer blocks
-        with relative positions after Shaw et al. 2018 (https://arxiv.org/abs/1803.02155)
+        with relative positions
     """
     num_convs = len(opts.enc_frontend_channels)
     frontend_class = ConformerConvSubsample
@@ -97,20 +121,13 @@ def make_conformer_encoder(in_dim: Dim, opts: AedCtcOptions) -> ConformerEncoder
                 ff_dim=Dim(opts.enc_ff_dim, name="enc-ff"),
                 dropout=opts.enc_dropout,
                 activation=_relu_square,
+                with_bias=opts.enc_ff_bias,
             ),
             dropout=opts.enc_dropout,
             conv_kernel_size=opts.enc_conv_kernel_size,
             conv_norm_opts=dict(use_mask=True),
             num_heads=opts.enc_num_heads,
-            self_att_opts=dict(
-                with_bias=False,
-                with_linear_pos=False,
-                with_pos_bias=False,
-                learnable_pos_emb=True,
-                learnable_pos_emb_clipping=opts.enc_rel_pos_clipping,
-                separate_pos_emb_per_head=False,
-                pos_emb_dropout=opts.enc_pos_emb_dropout,
-            ),
+            self_att_opts=_self_att_opts(opts),
             att_dropout=opts.enc_att_dropout,
         ),
     )

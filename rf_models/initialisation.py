@@ -29,7 +29,8 @@ def init_encoder_like_tensorflow(encoder: ConformerEncoder) -> None:
     """Changes what differs, see the module docstring."""
     for layer in encoder.layers:
         layer.self_att.qkv.weight.initial = rf.init.VarianceScaling(scale=0.5, mode="fan_avg", distribution="uniform")
-        layer.self_att.learned_pos_emb.pos_emb.initial = rf.init.Glorot()
+        if layer.self_att.learned_pos_emb is not None:
+            layer.self_att.learned_pos_emb.pos_emb.initial = rf.init.Glorot()
 
 
 def init_decoder_like_tensorflow(decoder: AttentionDecoder) -> None:

@@ -37,6 +37,9 @@ class AedCtcOptions:
     mel_normalization: bool = False
     """Normalise by a global mean and standard deviation per mel filter, which are part of the checkpoint
     (``feature_mean``, ``feature_stddev``)."""
+    feature_batch_norm: bool = False
+    """Batch normalisation of the log-mel features without scale and bias, before SpecAugment. Padding is left out of
+    its statistics."""
 
     # encoder
     enc_num_layers: int = 12
@@ -54,7 +57,14 @@ class AedCtcOptions:
     enc_att_dropout: float = 0.1
     enc_input_dropout: float = 0.1
     enc_pos_emb_dropout: float = 0.0
+    enc_rel_pos: Literal["shaw", "transformer_xl"] = "shaw"
+    """Relative positions in self-attention: learned embeddings (Shaw et al. 2018, https://arxiv.org/abs/1803.02155),
+    without biases, or sinusoids with a projection and two biases (Dai et al. 2019, https://arxiv.org/abs/1901.02860),
+    all with biases."""
     enc_rel_pos_clipping: int = 16
+    """Of the learned embeddings: larger distances share one."""
+    enc_ff_bias: bool = True
+    """Whether the matrices of the feed-forward blocks have biases."""
     enc_att_weight_dropout: float = 0.0
     """Dropout on the matrices of self-attention, not on activations (:mod:`rf_models.weight_dropout`)."""
     enc_ff_weight_dropout: float = 0.0
@@ -154,6 +164,12 @@ class AedCtcOptions:
             )
         if not self.ctc_window_size and (self.ctc_window_std, self.ctc_window_input) != (1.0, "both"):
             raise ValueError("ctc_window_std and ctc_window_input have no effect without ctc_window_size")
+        if self.feature_batch_norm and self.mel_normalization:
+            raise ValueError("feature_batch_norm and mel_normalization do the same: choose one")
+        if self.enc_rel_pos not in ("shaw", "transformer_xl"):
+            raise ValueError(f"enc_rel_pos = {self.enc_rel_pos!r}: expected shaw or transformer_xl")
+        if self.enc_rel_pos != "shaw" and self.enc_rel_pos_clipping != 16:
+            raise ValueError(f"enc_rel_pos_clipping has no effect with enc_rel_pos = {self.enc_rel_pos}")
         if self.param_init not in ("frontend", "tensorflow"):
             raise ValueError(f"param_init = {self.param_init!r}: expected frontend or tensorflow")
         if self.dec_embed_init_stddev is not None:
