@@ -22,6 +22,8 @@ SMALL_MODEL = {
     "dec_readout_dim": 16,
 }
 """Options that make a model tiny."""
+SMALL_TRANSFORMER_DECODER = {"dec_dim": 16, "dec_num_heads": 2, "dec_ff_dim": 16}
+"""The same for a Transformer decoder, whose number of layers is what a config says."""
 SMALL_TRAINING = {"num_epochs": 1, "partition_epoch": 1, "num_workers": 0, "batch_size": 100_000, **SMALL_MODEL}
 
 

@@ -16,7 +16,7 @@ from dataclasses import fields
 import pytest
 from corpora import make_librispeech, make_tedlium2
 from fork_server import fork_config
-from runs import REPO, SMALL_MODEL, config_file, run_config
+from runs import REPO, SMALL_MODEL, SMALL_TRANSFORMER_DECODER, config_file, run_config
 
 from recog.nbest import audit, load_nbest
 from rf_models.options import DECODER_OPTIONS
@@ -63,6 +63,9 @@ def small_options(name: str) -> dict:
     small = {key: value for key, value in SMALL.items() if key in values}
     if "num_epochs" in values and "enc_num_layers" in values:
         small |= SMALL_MODEL
+        if values["dec_kind"] == "transformer":
+            small = {key: value for key, value in small.items() if key not in DECODER_OPTIONS["lstm"]}
+            small |= SMALL_TRANSFORMER_DECODER
         # As many CTC heads as there are, on the top layer only if the config has one there.
         heads = len(values["ctc_layers"])
         has_top = values["enc_num_layers"] in values["ctc_layers"]

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from runs import SMALL_TRAINING, run_config
+from runs import SMALL_TRAINING, SMALL_TRANSFORMER_DECODER, run_config
 from tiny_models import TRANSFORMER_AED, save_model
 from tiny_setup import VOCAB, TinySetup, make_tiny_setup
 from tool_runs import call_tool
@@ -22,7 +22,7 @@ from recog.standalone import load_model
 from rf_models.checkpoint import load_state_dict, read_model_info
 from rf_models.options import DECODER_OPTIONS
 
-DECODER = {"dec_kind": "transformer", "dec_num_layers": 2, "dec_dim": 16, "dec_num_heads": 2, "dec_ff_dim": 16}
+DECODER = {"dec_kind": "transformer", "dec_num_layers": 2, **SMALL_TRANSFORMER_DECODER}
 TRAINING = {name: value for name, value in SMALL_TRAINING.items() if name not in DECODER_OPTIONS["lstm"]}
 
 
