@@ -30,7 +30,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt tools/check_machine.py
 # The demo is nothing but the commands below, which can as well be typed one by one (with $(BIN) in PATH).
 
 demo: demo-analysis
-	$(BIN)/python tools/report.py output/demo_train output/demo_lm_train output/demo_recog_*/nbest.jsonl output/demo_recog_timesync_beams/references output/demo_tuned.json output/demo_beams.json --pictures 3 --output output/report.html
+	$(BIN)/python tools/report.py output/demo_train output/demo_lm_train output/demo_perplexity output/demo_recog_*/nbest.jsonl output/demo_recog_timesync_beams/references output/demo_tuned.json output/demo_beams.json --pictures 3 --output output/report.html
 
 demo-corpus: venv
 	$(BIN)/python tools/make_demo_corpus.py $(DEMO_DATA)/source

@@ -283,8 +283,13 @@ def real_report(tmp_path_factory):
     (folder / "beams.json").write_text(
         json.dumps({"config": "c/x.config", "overrides": [], "parts": ["dev"], "points": points})
     )
+    perplexities = {"perplexity_per_word": {"x.pt": 123.456, "y.pt": 99.5}, "perplexity_per_label": {"x.pt": 7.0}}
+    counts = dict.fromkeys("num_sentences num_labels num_words num_unknown".split(), 3)
+    (folder / "ppl.json").write_text(json.dumps({"dev": {**counts, **perplexities, "log_prob": {"x.pt": -1.0}}}))
     train = write_learning_rates(folder / "output" / "demo_train")
-    result = run_tool("report", train, recog, forced, "beams.json", "--pictures", 1, "--json", "r.json", cwd=folder)
+    result = run_tool(
+        "report", train, recog, forced, "beams.json", "ppl.json", "--pictures", 1, "--json", "r.json", cwd=folder
+    )
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -293,7 +298,7 @@ def test_real_runs(real_report):
     folder, result = real_report
     page = (folder / "report.html").read_text(encoding="utf8")
     assert f"Report: {folder / 'report.html'}" in result.stdout and "demo_recog_labelsync" in result.stdout
-    ids = "results utterances search_errors tuning beams training pictures commands".split()
+    ids = "results utterances search_errors tuning beams perplexity training pictures commands".split()
     assert section_ids(page) == ids
     wer = json.loads((folder / "output/demo_recog_labelsync/wer.json").read_text())["parts"]["dev"]
     assert json.loads((folder / "r.json").read_text())["runs"]["demo_recog_labelsync"]["parts"]["dev"] == wer
@@ -302,6 +307,7 @@ def test_real_runs(real_report):
     assert "demo_forced_labelsync" not in page.partition('<section id="commands">')[0].partition("<main>")[2]
     assert "rnn.py" in page and "demo_recog_labelsync.config" in page and page.count("data:image/png;base64,") == 1
     tuned = json.loads((folder / "output/demo_recog_labelsync/tuned.json").read_text())
+    assert 'best">99.50' in page and ">123.46<" in page
     tuning = page.partition('<section id="tuning">')[2]
     assert f"{tuned['results']['oracle']['wer_percent']:.2f}" in tuning
     assert tuning.count("77.77") == 2 and tuning.count('best">77.77') == 1

@@ -50,6 +50,7 @@ _TOOL_JSON: dict[str, tuple[set[str], str, set[str]]] = {
         set("beam_size num_utts wer search_errors worse_than_best_known model_errors real_time_factor".split()),
     ),
 }
+_PERPLEXITY = set("num_sentences num_labels num_words num_unknown perplexity_per_label perplexity_per_word".split())
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ class ReportInputs:
     """Records of tools/search_errors.py, one for each pair of files"""
     beam_curves: list[dict[str, Any]] = field(default_factory=list)
     """Records of tools/search_errors.py --beams"""
+    perplexities: list[dict[str, Any]] = field(default_factory=list)
+    """Name of a text -> :meth:`recog.perplexity.TextScore.as_dict`"""
     pictures: list[Picture] = field(default_factory=list)
 
 
@@ -142,8 +145,8 @@ def load_inputs(paths: Sequence[str]) -> ReportInputs:
         if not found:
             raise AnalysisError(
                 f"{path}: nothing that a report can show. Expected a folder with nbest.jsonl (recognition) or"
-                " learning_rates (training), JSON of tune_scales.py or search_errors.py, or a picture (.png, .svg)."
-                " Has the run ended?"
+                " learning_rates (training), JSON of tune_scales.py, search_errors.py or perplexity.py, or a picture"
+                " (.png, .svg). Has the run ended?"
             )
     for runs in (inputs.recognitions, inputs.forced):
         names = [recognition.run.name for recognition in runs]
@@ -195,6 +198,9 @@ def _add_json(path: str, inputs: ReportInputs, *, named: bool) -> bool:
     content = _read_json_object(path, must=named)
     if content is None:
         return False
+    if content and all(map(_is_perplexity, content.values())):
+        inputs.perplexities.append(content)
+        return True
     for kind, (wanted, items_key, item_keys) in _TOOL_JSON.items():
         if items_key not in content:
             continue
@@ -213,6 +219,13 @@ def _add_json(path: str, inputs: ReportInputs, *, named: bool) -> bool:
             (inputs.tunings if kind == "tuning" else inputs.beam_curves).append(content)
         return True
     return False
+
+
+def _is_perplexity(score: Any) -> bool:
+    """:return: whether this is what a perplexity run writes of a text"""
+    if not isinstance(score, dict) or not set(score) >= _PERPLEXITY:
+        return False
+    return all(isinstance(score[f"perplexity_per_{per}"], dict) for per in ("word", "label"))
 
 
 def _read_json_object(path: str, *, must: bool = False) -> dict[str, Any] | None:

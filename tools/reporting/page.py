@@ -16,7 +16,7 @@ from markupsafe import Markup
 from .analysis import beams_section, search_errors_section, tuning_section
 from .inputs import ReportInputs
 from .results import published_section, results_section, utterances_section
-from .runs import commands_section, training_section
+from .runs import commands_section, perplexity_section, training_section
 
 __all__ = ["render"]
 
@@ -48,6 +48,7 @@ def render(
         "search_errors": ("Search errors", search_errors_section(inputs, max_utterances=max_utterances)),
         "tuning": ("Scales", tuning_section(inputs)),
         "beams": ("Beam size", beams_section(inputs)),
+        "perplexity": ("Perplexity", perplexity_section(inputs)),
         "training": ("Training", training_section(inputs.trainings)),
         "pictures": ("Alignments", inputs.pictures or None),
         "commands": ("Commands", commands_section(inputs)),

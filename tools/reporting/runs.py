@@ -10,7 +10,7 @@ from typing import Any
 from .charts import Curve, line_chart
 from .inputs import ReportInputs, RunRecord, Training, finite
 
-__all__ = ["commands_section", "training_section"]
+__all__ = ["commands_section", "perplexity_section", "training_section"]
 
 _LOSS = re.compile(r"(train|dev|devtrain|eval)_(?:loss|error)(?:_(.+))?")
 
@@ -76,3 +76,19 @@ def _command_item(name: str, where: str, record: RunRecord, options: dict[str, A
         "record": record,
         "options": sorted(options.items()),
     }
+
+
+def perplexity_section(inputs: ReportInputs) -> dict[str, Any] | None:
+    """:return: a row for each text and model, and whether it is the best of this text; None: there are none"""
+    rows = []
+    for texts in inputs.perplexities:
+        for text, score in texts.items():
+            per_word = {model: finite(value) for model, value in score["perplexity_per_word"].items()}
+            best = min((value for value in per_word.values() if value is not None), default=None)
+            for model, value in per_word.items():
+                per_label = finite(score["perplexity_per_label"].get(model))
+                is_best = len(per_word) > 1 and value is not None and value == best
+                rows.append(
+                    {"text": text, "model": model, "score": score, "word": value, "label": per_label, "best": is_best}
+                )
+    return {"rows": rows} if rows else None
