@@ -44,6 +44,10 @@ __all__ = [
 ]
 
 FORMAT = 1
+_MAX_LINE = 2**28
+"""Characters of an utterance with all its hypotheses."""
+_MAX_EXPONENT = 10.0
+"""Of the length normalisation, absolute."""
 NO_HYPOTHESIS = "the search found no hypothesis"
 
 
@@ -108,7 +112,7 @@ def total_score(hyp: Hypothesis, header: NBestHeader) -> float:
     """
     :param hyp:
     :param header: scales and length normalisation, not necessarily those of the search
-    :return: total score of the hypothesis from its components
+    :return: total score of the hypothesis from its components; NaN if they are beyond all numbers
     :raises ValueError: if a component with a scale other than 0 is missing
     """
     parts = []
@@ -121,7 +125,10 @@ def total_score(hyp: Hypothesis, header: NBestHeader) -> float:
             )
         parts.append(scale * hyp.scores[name])
     length = max(len(hyp.labels) + header.length_norm_offset, 1)
-    return math.fsum(parts) / length**header.length_norm_exponent
+    try:
+        return math.fsum(parts) / length**header.length_norm_exponent
+    except (OverflowError, ValueError):  # parts beyond the range of floating-point numbers
+        return math.nan
 
 
 def audit(
@@ -328,7 +335,7 @@ def read_nbest(filename: str) -> tuple[NBestHeader, Iterator[Utterance]]:
     :raises NBestFormatError: if it is not valid; for the utterances, when the iterator gets there
     """
     with _open_for_reading(filename) as file:
-        first = file.readline()
+        first = file.readline(_MAX_LINE)
     record = _loads(first, filename, 1)
     if not isinstance(record, dict) or "nbest" not in record:
         raise NBestFormatError(f'{filename}, line 1: not an n-best file (expected a header with "nbest": {FORMAT})')
@@ -348,7 +355,7 @@ def load_nbest(filename: str) -> tuple[NBestHeader, list[Utterance]]:
 def _iter_utterances(filename: str, header: NBestHeader) -> Iterator[Utterance]:
     lines: dict[str, int] = {}
     with _open_for_reading(filename) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), ""), 1):
             if number == 1:
                 continue
             record = _loads(line, filename, number)
@@ -383,11 +390,16 @@ def _loads(line: str, filename: str, number: int) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
 
+    if len(line) >= _MAX_LINE:
+        raise NBestFormatError(f"{filename}, line {number}: longer than {_MAX_LINE} characters")
     if not line.endswith("\n"):
         what = "the file is cut off in the middle of a line" if line else "the file is empty"
         raise NBestFormatError(f"{filename}, line {number}: {what}")
     try:
-        return json.loads(line, parse_constant=refuse)
+        record = json.loads(line, parse_constant=refuse)
+        if "\\u" in line:  # half surrogates, which can be written in ASCII only
+            json.dumps(record, ensure_ascii=False).encode("utf8")
+        return record
     except (ValueError, RecursionError) as exc:
         raise NBestFormatError(f"{filename}, line {number}: not JSON ({exc})") from None
 
@@ -403,10 +415,13 @@ def _parse_header(record: dict[str, Any]) -> NBestHeader:
     vocab = _get(record, "vocab", dict, default={})
     if type(vocab.get("num_labels", 1)) is not int:
         raise ValueError(f'"num_labels" of "vocab": {vocab["num_labels"]!r}: expected a number of labels')
+    exponent = _number(record.get("length_norm_exponent", 0.0), "length_norm_exponent")
+    if abs(exponent) > _MAX_EXPONENT:
+        raise ValueError(f'"length_norm_exponent": {exponent}: expected at most {_MAX_EXPONENT}')
     return NBestHeader(
         search=_get(record, "search", str),
         scales={name: _number(value, f'scale of "{name}"') for name, value in scales.items()},
-        length_norm_exponent=_number(record.get("length_norm_exponent", 0.0), "length_norm_exponent"),
+        length_norm_exponent=exponent,
         length_norm_offset=offset,
         options=_get(record, "options", dict, default={}),
         vocab=vocab,

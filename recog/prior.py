@@ -21,6 +21,7 @@ from torch import Tensor
 __all__ = ["load_log_prior", "log_prior_from_counts", "posterior_sums", "save_log_prior"]
 
 NEG_INF = float("-inf")
+_MAX_BYTES = 64 * 2**20
 
 
 def posterior_sums(log_probs: Tensor, lengths: Tensor) -> Tensor:
@@ -71,19 +72,18 @@ def load_log_prior(filename: str, *, num_classes: int) -> Tensor:
     :raises OSError: no such file
     :raises ValueError: no or wrong header, wrong number of values, no distribution
     """
-    with open(filename, encoding="utf8") as file:
-        header = file.readline()
-        match = re.fullmatch(r"#\s*ctc-prior\s+domain=(log|linear)\s+num_classes=(\d+)\s*", header)
-        if not match:
-            raise ValueError(
-                f"{filename}: the first line must be '# ctc-prior domain=log num_classes=N' (or domain=linear)."
-                " Priors of TensorFlow setups are logs, those of RETURNN frontend setups linear"
-            )
-        domain, stated = match[1], int(match[2])
-        try:
-            values = [float(text) for text in file.read().split()]
-        except ValueError as exc:
-            raise ValueError(f"{filename}: {exc}") from None
+    header, _, numbers = _read_text(filename).partition("\n")
+    match = re.fullmatch(r"#\s*ctc-prior\s+domain=(log|linear)\s+num_classes=(\d{1,9})\s*", header)
+    if not match:
+        raise ValueError(
+            f"{filename}: the first line must be '# ctc-prior domain=log num_classes=N' (or domain=linear)."
+            " Priors of TensorFlow setups are logs, those of RETURNN frontend setups linear"
+        )
+    domain, stated = match[1], int(match[2])
+    try:
+        values = [float(text) for text in numbers.split()]
+    except ValueError as exc:
+        raise ValueError(f"{filename}: {exc}") from None
     if len(values) != stated:
         raise ValueError(f"{filename}: {len(values)} values, but the header says {stated}")
     if len(values) != num_classes:
@@ -100,3 +100,14 @@ def load_log_prior(filename: str, *, num_classes: int) -> Tensor:
             " wrong domain in the header?"
         )
     return prior - total
+
+
+def _read_text(filename: str) -> str:
+    """:raises ValueError: not a text, or too large for a prior"""
+    if (size := os.path.getsize(filename)) > _MAX_BYTES:
+        raise ValueError(f"{filename} has {size} bytes: too large for a prior")
+    try:
+        with open(filename, encoding="utf8") as file:
+            return file.read()
+    except UnicodeDecodeError as exc:
+        raise ValueError(f"{filename}: not UTF-8 ({exc})") from None

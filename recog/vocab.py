@@ -3,18 +3,29 @@ Sub-word vocabularies: one small JSON file, written by the corpus preparation, d
 
 ``{"type": "sentencepiece", "num_labels": 1000, "eos_index": 0, "files": {"model": "spm_unigram_1k.model"}}`` or
 ``{"type": "bpe", "num_labels": 10025, "eos_index": 0, "files": {"codes": "bpe_10k.codes", "vocab": "bpe_10k.vocab"}}``;
-file names are relative to the JSON file.
+file names are relative to the JSON file and stay in its folder.
+
+A vocabulary may come from somebody else. RETURNN evaluates a file of labels that begins with "{", and unpickles one
+whose name ends with ".pkl"; so these files are looked at here, before RETURNN gets them. (A SentencePiece model is read
+by SentencePiece, which executes nothing.)
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Vocab", "load_vocab"]
+from .prepared_corpus import is_inside
+
+__all__ = ["Vocab", "labels_of_dict", "load_vocab"]
+
+_MAX_BYTES = 64 * 2**20
+"""Of a file of labels or merges. Those of published models have 0.2 MiB."""
 
 
 @dataclass
@@ -46,7 +57,11 @@ class Vocab:
         if self._returnn_vocab is None:
             from returnn.datasets.util.vocabulary import Vocabulary
 
-            self._returnn_vocab = Vocabulary.create_vocab(**self.returnn_opts())
+            try:
+                self._returnn_vocab = Vocabulary.create_vocab(**self.returnn_opts())
+            except Exception as exc:  # of many kinds, for a damaged file
+                files = ", ".join(self.files.values())
+                raise ValueError(f"vocabulary {self.name}: {files} cannot be used: {exc}") from None
             if self._returnn_vocab.num_labels != self.num_labels:
                 raise ValueError(
                     f"vocabulary {self.name}: {self.num_labels} labels in the description, but"
@@ -94,22 +109,76 @@ def load_vocab(filename: str) -> Vocab:
     with open(filename, encoding="utf8") as file:
         try:
             content = json.load(file)
-        except json.JSONDecodeError as exc:
+        except (ValueError, RecursionError) as exc:
             raise ValueError(f"{filename}: not JSON: {exc}") from None
     wanted = {"sentencepiece": {"model"}, "bpe": {"codes", "vocab"}}
     kind = content.get("type") if isinstance(content, dict) else None
-    if kind not in wanted:
+    if not isinstance(kind, str) or kind not in wanted:
         raise ValueError(f"{filename}: type {kind!r}: expected sentencepiece or bpe")
     num_labels, eos_index = content.get("num_labels"), content.get("eos_index")
-    if not isinstance(num_labels, int) or not isinstance(eos_index, int) or not 0 <= eos_index < num_labels:
+    if type(num_labels) is not int or type(eos_index) is not int or not 0 <= eos_index < num_labels:
         raise ValueError(f"{filename}: num_labels {num_labels!r}, eos_index {eos_index!r}: expected 0 <= eos_index < V")
     files = content.get("files")
     if not isinstance(files, dict) or not wanted[kind] <= set(files):
         raise ValueError(f"{filename}: files {files!r}: expected the keys {sorted(wanted[kind])}")
+    for key in wanted[kind]:
+        if not isinstance(files[key], str) or not is_inside(files[key]):
+            raise ValueError(f"{filename}: {key} {files[key]!r}: expected the name of a file in the same folder")
     folder = os.path.dirname(os.path.abspath(filename))
     paths = {key: os.path.join(folder, files[key]) for key in wanted[kind]}
     for path in paths.values():
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{filename} names {path}, which does not exist")
+    if kind == "bpe":
+        _check_labels(paths["vocab"])
+        _check_merges(paths["codes"])
     name = os.path.splitext(os.path.basename(filename))[0]
     return Vocab(name=name, type=kind, num_labels=num_labels, eos_index=eos_index, files=paths)
+
+
+def labels_of_dict(content: str) -> dict[str, int]:
+    """
+    :param content: of a file of labels, as a Python dict. It is parsed, never executed.
+    :return: label -> index
+    :raises ValueError: something else
+    """
+    try:
+        table = ast.literal_eval(content)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as exc:
+        raise ValueError(f"not a Python dict of labels ({exc})") from None
+    if not isinstance(table, dict) or not all(isinstance(k, str) and type(v) is int for k, v in table.items()):
+        raise ValueError("expected a Python dict of labels and their numbers")
+    return table
+
+
+def _check_labels(filename: str) -> None:
+    """:raises ValueError: RETURNN would execute what is in this file, or not understand it"""
+    if filename.endswith((".pkl", ".gz")):
+        raise ValueError(f"{filename}: refused, because of its ending: expected a text file of labels")
+    content = _read_text(filename)
+    if content.startswith("{"):
+        try:
+            labels_of_dict(content)
+        except ValueError as exc:
+            raise ValueError(f"{filename}: {exc}. It is not used: RETURNN would execute what is in it") from None
+
+
+def _check_merges(filename: str) -> None:
+    """:raises ValueError: not the merges of subword-nmt"""
+    for number, line in enumerate(_read_text(filename).splitlines(), 1):
+        if number == 1 and line.startswith("#version:"):
+            if not re.fullmatch(r"#version: *0\.[12](\.0+)*\s*", line):
+                raise ValueError(f"{filename}, line 1: {line[:50]!r}: expected '#version: 0.2'")
+        elif len(line.split()) != 2:
+            raise ValueError(f"{filename}, line {number}: {line[:50]!r}: expected the two parts of a merge")
+
+
+def _read_text(filename: str) -> str:
+    """:return: content of a UTF-8 file"""
+    if (size := os.path.getsize(filename)) > _MAX_BYTES:
+        raise ValueError(f"{filename} has {size} bytes: too large for a vocabulary")
+    try:
+        with open(filename, encoding="utf8") as file:
+            return file.read()
+    except UnicodeDecodeError as exc:
+        raise ValueError(f"{filename}: not UTF-8 ({exc})") from None

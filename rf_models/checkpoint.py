@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_type_hints
 
 import returnn.frontend as rf
 
@@ -30,6 +30,7 @@ INFO_KEY = "model_info"
 """Key of the :class:`ModelInfo`, as a dict, in a checkpoint."""
 INFO_FILE = "model_info.json"
 """The same as a file in the folder of the checkpoints."""
+_MAX_LABELS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,20 @@ class ModelInfo:
         :raises ValueError: unknown kind or option
         """
         cls = options_class(self.kind)
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(self.options) - known):
+        types = get_type_hints(cls)
+        if unknown := sorted(set(self.options) - set(types)):
             raise ValueError(f"options {', '.join(unknown)} of the model kind {self.kind} are not known here")
+        for name, value in self.options.items():
+            if types[name] in (bool, int, str) and type(value) is not types[name]:
+                raise ValueError(f"{name} = {value!r}: expected {types[name].__name__}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()})
+
+    def __post_init__(self):
+        for name, type_ in (("kind", str), ("options", dict), ("num_labels", int), ("eos_index", int)):
+            if type(getattr(self, name)) is not type_:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected {type_.__name__}")
+        if not 0 <= self.eos_index < self.num_labels <= _MAX_LABELS:
+            raise ValueError(f"num_labels {self.num_labels}, eos_index {self.eos_index}: expected 0 <= eos_index < V")
 
 
 def _model_classes() -> dict[str, tuple[type, type]]:
@@ -111,12 +122,12 @@ def read_model_info(filename: str) -> ModelInfo | None:
         with open(where, encoding="utf8") as file:
             try:
                 content = json.load(file)
-            except ValueError as exc:
+            except (ValueError, RecursionError) as exc:
                 raise ValueError(f"{where}: not JSON: {exc}") from None
     try:
         info = ModelInfo(**content)
         info.model_options()
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, ArithmeticError) as exc:
         raise ValueError(f"{where}: not the description of a model that can be used here: {exc}") from None
     return info
 
@@ -133,7 +144,10 @@ def load_state_dict(filename: str) -> tuple[dict[str, Any], dict[str, Any]]:
         content = torch.load(filename, map_location="cpu", weights_only=True, mmap=True)
     except Exception as exc:  # torch raises many kinds for a damaged file
         raise ValueError(f"{filename} is not a readable PyTorch checkpoint: {exc}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+    parameters = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(parameters, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in parameters.items()
+    ):
         raise ValueError(f"{filename} is a PyTorch file, but no checkpoint with the parameters of a model")
     return content["model"], {key: value for key, value in content.items() if key != "model"}
 

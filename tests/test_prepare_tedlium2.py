@@ -10,7 +10,7 @@ import numpy
 import pytest
 from corpora import SAMPLE_RATE, make_tedlium2, noise, write_file, write_sphere
 
-from tools.corpus.package import part_listing
+from recog.prepared_corpus import iter_listing
 from tools.corpus.tedlium2 import Segment, clean_text, parse_stm, with_padding
 from tools.prepare_tedlium2 import main
 
@@ -92,9 +92,9 @@ def test_reproducible_in_parallel_and_kept(src, dst, tmp_path):
 
 def test_contractions_and_padding_are_options(src, dst, capsys):
     assert run(src, dst, "--contractions", "split", "--train-padding", "0", "0", "--subset", "4") == 0
-    listing = part_listing(os.path.join(dst, "train.zip"), "train")
-    assert [entry["duration"] for entry in listing] == pytest.approx([0.5] * 4)
-    assert listing[1]["text"] == "it 's a question of time"
+    listing = list(iter_listing(os.path.join(dst, "train.zip")))
+    assert [entry.duration for entry in listing] == pytest.approx([0.5] * 4)
+    assert listing[1].text == "it 's a question of time"
     assert run(src, dst, "--subset", "4") == 1  # was made in another way
     assert "--contractions split" in capsys.readouterr().err
     assert run(src, dst, "--train-padding", "-1", "0") == 1
@@ -170,7 +170,7 @@ def test_broken(src, dst, capsys):
     assert "not made: train" in err and not os.path.exists(os.path.join(dst, "train.zip"))
     assert sorted(manifest(dst)["parts"]) == ["dev", "test"]
     assert run(src, dst, "--skip-broken") == 0
-    names = [entry["seq_name"] for entry in part_listing(os.path.join(dst, "train.zip"), "train")]
+    names = [entry.seq_name for entry in iter_listing(os.path.join(dst, "train.zip"))]
     assert f"train/{first}-0000050-0000100" in names and sum(second in name for name in names) == 3
     assert len(manifest(dst)["parts"]["train"]["skipped"]) == out.count("\n  train/")
 

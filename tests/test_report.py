@@ -18,11 +18,11 @@ from matplotlib.image import imread
 from tiny_setup import make_tiny_setup
 from tool_runs import call_tool, run_tool
 
-from recog.analysis.runs import AnalysisError
+from recog.learning_rates import LearningRatesError, read_learning_rates
 from recog.nbest import Hypothesis, NBestHeader, NBestWriter, Utterance
 from tools.reporting.analysis import search_errors_section
-from tools.reporting.charts import Curve, line_chart, ticks
-from tools.reporting.inputs import load_inputs, read_learning_rates
+from tools.reporting.charts import Bar, Curve, bar_chart, heat_map, line_chart, ticks
+from tools.reporting.inputs import load_inputs
 from tools.reporting.page import render
 from tools.reporting.results import alignment_cells, corpus_of, published_section, results_section, utterances_section
 
@@ -107,7 +107,7 @@ def test_learning_rates_are_parsed_not_executed(tmp_path):
         )
     ):
         folder = write_learning_rates(tmp_path / str(number), text=text)
-        with pytest.raises(AnalysisError, match="learning_rates: not a file of learning rates"):
+        with pytest.raises(LearningRatesError, match="learning_rates: not a file of learning rates"):
             read_learning_rates(os.path.join(folder, "learning_rates"))
     assert not marker.exists()
 
@@ -203,6 +203,28 @@ def test_ticks_and_gaps():
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10] and ticks(0.31, 0.39)[0] == 0.32 and ticks(3, 3) == [3]
     svg = str(line_chart([Curve("<x>", [1, 2, 3, 4, 5], [1, 2, None, 4, 5])], x_label="<b>", y_label='"y"'))
     assert svg.count("<polyline") == 2 and svg.count("<circle") == 4 and "<b>" not in svg and "<x>" not in svg
+
+
+def test_charts_escape_their_texts():
+    for text in (*HOSTILE, "</title></svg><script>alert(1)</script>", "]]><svg/onload=alert(1)>", "<!--"):
+        charts = [
+            line_chart([Curve(text, [1, 2], [1, 2])], x_label=text, y_label=text, mark_x=[(1.5, text)]),
+            bar_chart([Bar(text, 1.0, None, None, text)], label=text),
+            heat_map(
+                [0.0, 1.0],
+                [0.0, 1.0],
+                [[1.0, 2.0], [3.0, 4.0]],
+                x_label=text,
+                y_label=text,
+                what=text,
+                marks=[(0.5, 0.5, text)],
+            ),
+        ]
+        for chart in map(str, charts):
+            elements = Elements(chart)
+            assert not {"script", "img", "b", "style"} & set(elements.tags), chart
+            assert all(name[:2] != "on" for _, name, _ in elements.attributes)
+            assert chart.count("<svg") == chart.count("</svg>") == 1
 
 
 def test_hostile_texts_stay_texts(tmp_path):

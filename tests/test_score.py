@@ -213,7 +213,7 @@ def test_wrong_files(tmp_path, content, message):
 
 def test_wrong_calls(tmp_path, runs):
     result = score("demo_recog_ctc", cwd=tmp_path)
-    assert result.returncode == 1 and result.stderr == "error: demo_recog_ctc: Is a directory\n"
+    assert result.returncode == 1 and "demo_recog_ctc is a folder: give the n-best file in it" in result.stderr
     result = score(runs[0], "./" + runs[0], cwd=tmp_path)
     assert result.returncode == 1 and "is given twice" in result.stderr
     assert score(cwd=tmp_path).returncode == 2

@@ -17,6 +17,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from tools.cli import run_main
+
 __all__ = ["average", "main"]
 
 
@@ -36,15 +38,14 @@ def main(argv: list[str] | None = None) -> int:
     which.add_argument("--epochs", type=int, nargs="+", metavar="N", help="just these sub-epochs")
     parser.add_argument("--out", metavar="FILE", help="file to write (FOLDER/average.pt)")
     args = parser.parse_args(argv)
-    try:
-        files = find_checkpoints(args.folder, last=args.last, epochs=args.epochs)
-        out = args.out or os.path.join(args.folder, "average.pt")
-        average(files, out)
-    except (AverageError, ValueError, OSError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
+    return run_main(lambda: _main(args), errors=(AverageError, ValueError))
+
+
+def _main(args: argparse.Namespace) -> None:
+    files = find_checkpoints(args.folder, last=args.last, epochs=args.epochs)
+    out = args.out or os.path.join(args.folder, "average.pt")
+    average(files, out)
     print(f"{out}: average of {', '.join(os.path.basename(file) for file in files)}")
-    return 0
 
 
 def find_checkpoints(folder: str, *, last: int, epochs: list[int] | None) -> list[str]:

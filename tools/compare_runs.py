@@ -15,7 +15,6 @@ the first n of each list, of each run and of all lists together.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -29,9 +28,10 @@ from recog.analysis.arrays import count_word_errors, make_arrays
 from recog.analysis.merging import merge_runs
 from recog.analysis.runs import AnalysisError, Run, check_same_references, load_runs
 from recog.analysis.significance import Comparison, compare_words
-from recog.nbest import NBestFormatError, NBestWriter, Utterance, open_text_for_writing
+from recog.nbest import NBestFormatError, NBestWriter, Utterance
 from recog.text import DEFAULT_NORMALISER
 from recog.wer import align_words, format_alignment, format_table
+from tools.cli import refuse_nbest_names, run_main, write_json
 
 __all__ = ["main"]
 
@@ -44,32 +44,25 @@ def main(argv: list[str] | None = None) -> int:
     :return: exit code
     """
     args = _parse_args(argv)
-    try:
-        if args.json and args.json.removesuffix(".gz").endswith(".jsonl"):
-            raise AnalysisError(f"--json {args.json}: that is the name of an n-best file, and would be overwritten")
-        if args.merge and os.path.exists(args.merge):
-            raise AnalysisError(f"--merge {args.merge}: exists already, remove it first")
-        runs = load_runs(args.nbest)
-        check_same_references(runs)
-        record = _compare(runs, args)
-        if args.merge:
-            header, utterances = merge_runs(runs)
-            with NBestWriter(args.merge, header) as writer:
-                for utt in utterances:
-                    writer.write(utt)
-            num_hyps = sum(len(utt.hyps) for utt in utterances)
-            print(f"\n{args.merge}: {len(utterances)} utterances, {num_hyps} hypotheses")
-        if args.json:
-            with open_text_for_writing(args.json) as file:
-                json.dump(record, file, indent=2, allow_nan=False)
-                file.write("\n")
-    except OSError as exc:
-        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
-        return 1
-    except (AnalysisError, NBestFormatError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
-    return 0
+    return run_main(lambda: _main(args), errors=(AnalysisError, NBestFormatError))
+
+
+def _main(args: argparse.Namespace) -> None:
+    refuse_nbest_names({"--json": args.json})
+    if args.merge and os.path.exists(args.merge):
+        raise AnalysisError(f"--merge {args.merge}: exists already, remove it first")
+    runs = load_runs(args.nbest)
+    check_same_references(runs)
+    record = _compare(runs, args)
+    if args.merge:
+        header, utterances = merge_runs(runs)
+        with NBestWriter(args.merge, header) as writer:
+            for utt in utterances:
+                writer.write(utt)
+        num_hyps = sum(len(utt.hyps) for utt in utterances)
+        print(f"\n{args.merge}: {len(utterances)} utterances, {num_hyps} hypotheses")
+    if args.json:
+        write_json(args.json, record)
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:

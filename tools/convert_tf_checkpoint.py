@@ -33,6 +33,7 @@ from typing import Any, get_type_hints
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from tools.cli import run_main, write_json
 from tools.tf_conversion.bundle import BundleError, BundleReader
 from tools.tf_conversion.variables import ConversionError, Variables
 
@@ -47,18 +48,16 @@ def main(argv: list[str] | None = None) -> int:
     :return: exit code
     """
     args = _parse_args(argv)
-    try:
-        _set_up_returnn()
-        if args.list:
-            return _list(args)
-        if args.dst is None:
-            return _report_verification(args, args.src)
-        return _convert(args)
-    except (BundleError, ConversionError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-    except OSError as exc:
-        print(f"error: {exc.filename or ''}: {exc.strerror or exc}", file=sys.stderr)
-    return 1
+    return run_main(lambda: _main(args), errors=(BundleError, ConversionError))
+
+
+def _main(args: argparse.Namespace) -> int:
+    _set_up_returnn()
+    if args.list:
+        return _list(args)
+    if args.dst is None:
+        return _report_verification(args, args.src)
+    return _convert(args)
 
 
 def _set_up_returnn() -> None:
@@ -234,7 +233,7 @@ def _list(args: argparse.Namespace) -> int:
             "problem": problem,
             "options": plan.info.options if plan and not problem else None,
         }
-        _write_json(args.json, content)
+        write_json(args.json, content)
     return 0
 
 
@@ -311,7 +310,7 @@ def _report_verification(args: argparse.Namespace, filename: str) -> int:
             "not_compared": skipped,
             "stages": {r.stage: {"alone": r.alone, "in_batch": r.in_batch, "num_seqs": r.num_seqs} for r in results},
         }
-        _write_json(args.json, content)
+        write_json(args.json, content)
     return 0 if ok else 1
 
 
@@ -323,12 +322,6 @@ _HINTS = {
     "dec_log_probs": "Did it have the option use_zoneout_output (--set dec_use_zoneout_output=True or False)?",
     "log_probs": "Are the options that a checkpoint does not show right (--set; see --list)?",
 }
-
-
-def _write_json(filename: str, content: Any) -> None:
-    from configs.base.run import write_json
-
-    write_json(filename, content)
 
 
 if __name__ == "__main__":

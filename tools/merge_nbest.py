@@ -29,6 +29,7 @@ from recog.shards import (
     read_record,
     shard_counts,
 )
+from tools.cli import run_main
 
 __all__ = ["main"]
 
@@ -46,16 +47,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shards", type=int, metavar="N", help="number of shards, if there are several")
     parser.add_argument("--overwrite", action="store_true", help="replace the merged results of another run")
     args = parser.parse_args(argv)
-    try:
-        count = _count(args.output_dir, args.shards)
-        nbest_file = os.path.join(args.output_dir, NBEST_FILE)
-        if os.path.exists(nbest_file) and not args.overwrite:
-            _check_same(args.output_dir, count)
-        print(f"{merge_shards(args.output_dir, count)}{count} shards: n-best lists in {nbest_file}")
-    except (ShardError, OSError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
-    return 0
+    return run_main(lambda: _main(args), errors=(ShardError,))
+
+
+def _main(args: argparse.Namespace) -> None:
+    count = _count(args.output_dir, args.shards)
+    nbest_file = os.path.join(args.output_dir, NBEST_FILE)
+    if os.path.exists(nbest_file) and not args.overwrite:
+        _check_same(args.output_dir, count)
+    print(f"{merge_shards(args.output_dir, count)}{count} shards: n-best lists in {nbest_file}")
 
 
 def _count(output_dir: str, given: int | None) -> int:

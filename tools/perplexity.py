@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,9 +23,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from configs.base.options import OptionError
 from configs.base.perplexity import find_language_model, read_sentences
 from configs.base.run import BEHAVIOR_VERSION
-from recog.nbest import NBestFormatError, load_nbest, open_text_for_writing
+from recog.nbest import load_nbest
 from recog.progress import Progress
 from recog.vocab import load_vocab
+from tools.cli import run_main, write_json
 
 __all__ = ["main"]
 
@@ -37,15 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     :return: exit code
     """
     args = _parse_args(argv)
-    try:
-        return _main(args)
-    except OptionError as exc:
-        print(exc, file=sys.stderr)
-    except (ValueError, NBestFormatError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-    except OSError as exc:
-        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
-    return 1
+    return run_main(lambda: _main(args), errors=(OptionError, ValueError))
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -101,9 +93,7 @@ def _main(args: argparse.Namespace) -> int:
             progress.update(done / total, f"{done} sentences")
     print(perplexity_table(scores))
     if args.json:
-        with open_text_for_writing(args.json) as file:
-            json.dump({name: score.as_dict() for name, score in scores.items()}, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+        write_json(args.json, {name: score.as_dict() for name, score in scores.items()})
     return 0
 
 

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import sys
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,11 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from recog.analysis.runs import AnalysisError, load_run
-from recog.nbest import NBestFormatError, Utterance, open_text_for_writing
+from recog.nbest import Utterance
+from recog.prepared_corpus import iter_listing
 from recog.vocab import Vocab, load_vocab
 from recog.wer import format_table
+from tools.cli import run_main, write_json
 
 __all__ = ["main"]
 
@@ -40,14 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     :return: exit code
     """
     args = _parse_args(argv)
-    try:
-        return _main(args)
-    except OSError as exc:
-        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
-        return 1
-    except (ValueError, NBestFormatError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
+    return run_main(lambda: _main(args), errors=(ValueError,))
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -137,9 +133,7 @@ def _main(args: argparse.Namespace) -> int:
             "alignment_log_prob": view.alignment_score,
             "labels": segments,
         }
-        with open_text_for_writing(args.json) as file:
-            json.dump(record, file, indent=2, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
+        write_json(args.json, record)
     return 0
 
 
@@ -184,20 +178,12 @@ def _corpus_folder(options: dict[str, Any], vocab: dict[str, Any], part: str, nb
 
 def _corpus_audio(folder: str, utt: Utterance, *, peak_normalization: bool) -> np.ndarray:
     """:return: [samples] of an utterance of the corpus, as RETURNN's dataset delivers them"""
-    import zipfile
-
-    from tools.corpus.package import CorpusError, part_listing
-
     filename = os.path.join(folder, f"{utt.part}.zip")
-    try:
-        listing = part_listing(filename, utt.part)
-    except CorpusError as exc:
-        raise AnalysisError(str(exc)) from None
-    entry = next((entry for entry in listing if entry["seq_name"] == utt.seq_tag), None)
-    if entry is None:
+    entry = next((entry for entry in iter_listing(filename) if entry.seq_name == utt.seq_tag), None)
+    if entry is None or entry.file is None:
         raise AnalysisError(f"{filename} has no utterance {utt.seq_tag!r}: is it the corpus of this run? (--corpus)")
     with zipfile.ZipFile(filename) as archive:
-        content = archive.read(f"{utt.part}/{entry['file']}")
+        content = archive.read(f"{utt.part}/{entry.file}")
     return _read_audio(content, utt.seq_tag, peak_normalization=peak_normalization)
 
 

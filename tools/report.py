@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import re
 import sys
@@ -28,11 +27,11 @@ import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from configs.base.published import ResultError
 from recog.analysis.runs import AnalysisError
-from recog.nbest import NBestFormatError, open_text_for_writing
+from recog.nbest import open_text_for_writing
 from recog.progress import Progress
 from recog.wer import score_table, score_utterances
+from tools.cli import run_main, write_json
 from tools.reporting.inputs import Picture, Recognition, ReportInputs, load_inputs, read_picture
 from tools.reporting.page import render
 from tools.reporting.results import worst_utterances
@@ -47,42 +46,36 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
-    try:
-        inputs = load_inputs(args.runs)
-        if args.pictures:
-            inputs.pictures += _make_pictures(inputs, args.pictures)
-        title = args.title or _title(inputs)
-        page = render(
-            inputs,
-            title=title,
-            command=["python", "tools/report.py", *words],
-            max_utterances=args.utterances,
-        )
-        with open_text_for_writing(args.output) as file:
-            file.write(page)
-        scores = {r.run.name: (r.run.header.search, score_utterances(r.run.utterances)) for r in inputs.recognitions}
-        if args.json:
-            record = {
-                "format": 1,
-                "title": title,
-                "page": args.output,
-                "runs": {name: {"search": search, **score.as_dict()} for name, (search, score) in scores.items()},
-                "trainings": [training.name for training in inputs.trainings],
-                "num_pictures": len(inputs.pictures),
-            }
-            with open_text_for_writing(args.json) as file:
-                json.dump(record, file, indent=2, allow_nan=False)
-                file.write("\n")
-    except OSError as exc:
-        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
-        return 1
-    except (ValueError, NBestFormatError, ResultError) as exc:  # AnalysisError among them
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
+    return run_main(lambda: _main(args, words), errors=(ValueError,))  # AnalysisError, ResultError among them
+
+
+def _main(args: argparse.Namespace, words: list[str]) -> None:
+    inputs = load_inputs(args.runs)
+    if args.pictures:
+        inputs.pictures += _make_pictures(inputs, args.pictures)
+    title = args.title or _title(inputs)
+    page = render(
+        inputs,
+        title=title,
+        command=["python", "tools/report.py", *words],
+        max_utterances=args.utterances,
+    )
+    with open_text_for_writing(args.output) as file:
+        file.write(page)
+    scores = {r.run.name: (r.run.header.search, score_utterances(r.run.utterances)) for r in inputs.recognitions}
+    if args.json:
+        record = {
+            "format": 1,
+            "title": title,
+            "page": args.output,
+            "runs": {name: {"search": search, **score.as_dict()} for name, (search, score) in scores.items()},
+            "trainings": [training.name for training in inputs.trainings],
+            "num_pictures": len(inputs.pictures),
+        }
+        write_json(args.json, record)
     if scores:
         print(score_table(scores))
     print(f"Report: {os.path.abspath(args.output)} ({os.path.getsize(args.output) / 1e6:.1f} MB)")
-    return 0
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:

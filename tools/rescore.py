@@ -17,7 +17,6 @@ unless that was "ctc": another scale for it changes them, too.) Prints the WER b
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from typing import Any
@@ -26,8 +25,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from recog.analysis.rescaling import add_components, rescale
 from recog.analysis.runs import AnalysisError, load_run
-from recog.nbest import NBestFormatError, NBestWriter, open_text_for_writing
+from recog.nbest import NBestFormatError, NBestWriter
 from recog.wer import score_table, score_utterances
+from tools.cli import run_main, write_json
 
 __all__ = ["main"]
 
@@ -38,33 +38,27 @@ def main(argv: list[str] | None = None) -> int:
     :return: exit code
     """
     args = _parse_args(argv)
-    try:
-        if os.path.exists(args.out):
-            raise AnalysisError(f"--out {args.out} exists already: choose another name or remove it first")
-        first = load_run(args.nbest)
-        run, left_out = add_components(first, {name: load_run(file, name=name) for name, file in args.add})
-        header, utterances = rescale(run, args.scales, length_norm_exponent=args.length_norm_exponent)
-        os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
-        with NBestWriter(args.out, header) as writer:
-            for utt in utterances:
-                writer.write(utt)
-        scores = {"first pass": score_utterances(first.utterances), "second pass": score_utterances(utterances)}
-        print(score_table({name: (h.search, scores[name]) for name, h in _headers(first.header, header).items()}))
-        if left_out:
-            print(f"note: {left_out} hypotheses are left out, since a run of --add has no score for them")
-        if args.json:
-            record = {"scales": header.scales, "left_out": left_out}
-            record.update({name: score.as_dict() for name, score in scores.items()})
-            with open_text_for_writing(args.json) as file:
-                json.dump(record, file, indent=2, allow_nan=False)
-                file.write("\n")
-    except OSError as exc:
-        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
-        return 1
-    except (AnalysisError, NBestFormatError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
-    return 0
+    return run_main(lambda: _main(args), errors=(AnalysisError, NBestFormatError))
+
+
+def _main(args: argparse.Namespace) -> None:
+    if os.path.exists(args.out):
+        raise AnalysisError(f"--out {args.out} exists already: choose another name or remove it first")
+    first = load_run(args.nbest)
+    run, left_out = add_components(first, {name: load_run(file, name=name) for name, file in args.add})
+    header, utterances = rescale(run, args.scales, length_norm_exponent=args.length_norm_exponent)
+    os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
+    with NBestWriter(args.out, header) as writer:
+        for utt in utterances:
+            writer.write(utt)
+    scores = {"first pass": score_utterances(first.utterances), "second pass": score_utterances(utterances)}
+    print(score_table({name: (h.search, scores[name]) for name, h in _headers(first.header, header).items()}))
+    if left_out:
+        print(f"note: {left_out} hypotheses are left out, since a run of --add has no score for them")
+    if args.json:
+        record = {"scales": header.scales, "left_out": left_out}
+        record.update({name: score.as_dict() for name, score in scores.items()})
+        write_json(args.json, record)
 
 
 def _headers(first: Any, second: Any) -> dict[str, Any]:

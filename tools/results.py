@@ -36,6 +36,7 @@ from configs.base.published import (
 )
 from recog.nbest import open_text_for_writing
 from recog.wer import format_table
+from tools.cli import run_main
 from tools.result_data.tables import csv_table, format_wer, pivot_tables, tables
 
 __all__ = ["main"]
@@ -47,18 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     :return: exit code
     """
     args = _parse_args(argv)
-    try:
-        args.run(args)
-    except BrokenPipeError:  # e.g. piped into head
-        sys.stderr.close()
-        return 0
-    except OSError as exc:
-        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
-        return 1
-    except ResultError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
-    return 0
+    return run_main(lambda: args.run(args), errors=(ResultError,))
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:

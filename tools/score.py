@@ -13,7 +13,6 @@ case, <unk> left out, contractions joined ("it 's" = "it's"); see recog/text.py.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -22,10 +21,11 @@ from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from recog.analysis.runs import AnalysisError, Run, check_same_references
-from recog.nbest import NBestFormatError, Utterance, load_nbest, open_text_for_writing
+from recog.analysis.runs import AnalysisError, Run, check_same_references, load_runs
+from recog.nbest import NBestFormatError, Utterance, open_text_for_writing
 from recog.text import TextNormaliser
-from recog.wer import RunScore, align_words, format_alignment, run_name, score_table, score_utterances
+from recog.wer import RunScore, align_words, format_alignment, score_table, score_utterances
+from tools.cli import refuse_nbest_names, run_main, write_json
 
 __all__ = ["main"]
 
@@ -43,24 +43,26 @@ def main(argv: list[str] | None = None) -> int:
     :return: exit code
     """
     args = _parse_args(argv)
-    try:
-        _check_outputs(args)
-        normaliser = TextNormaliser(lower_case=not args.keep_case, drop_unknown=not args.keep_unk)
-        runs = _load_runs(args.nbest, normaliser, sclite_costs=args.sclite_costs)
-        check_same_references(runs, normaliser=normaliser)
-        _write_outputs(runs, args, normaliser)
-    except OSError as exc:
-        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
-        return 1
-    except (AnalysisError, NBestFormatError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
+    return run_main(lambda: _main(args), errors=(AnalysisError, NBestFormatError))
+
+
+def _main(args: argparse.Namespace) -> int:
+    outputs = {f"--{option}": getattr(args, option) for option in ("json", "alignments", "ctm", "stm")}
+    refuse_nbest_names(outputs)
+    normaliser = TextNormaliser(lower_case=not args.keep_case, drop_unknown=not args.keep_unk)
+    runs = [
+        ScoredRun(
+            **vars(run), score=score_utterances(run.utterances, normaliser=normaliser, sclite_costs=args.sclite_costs)
+        )
+        for run in load_runs(args.nbest)
+    ]
+    check_same_references(runs, normaliser=normaliser)
+    _write_outputs(runs, args, normaliser)
     print(score_table({run.name: (run.header.search, run.score) for run in runs}, markdown=args.markdown))
     for note in _notes(runs):
         print(f"note: {note}", file=sys.stderr)
     if not any(run.score.total.num_utts for run in runs):
-        print("error: no utterance has a reference: nothing to score", file=sys.stderr)
-        return 1
+        raise AnalysisError("no utterance has a reference: nothing to score")
     return 0
 
 
@@ -105,36 +107,6 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """:raises AnalysisError: if an n-best file would be overwritten, e.g. after ``--alignments NBEST``"""
-    for option in ("json", "alignments", "ctm", "stm"):
-        filename = getattr(args, option)
-        if filename and re.search(r"\.jsonl(\.gz)?$", filename):
-            raise AnalysisError(f"--{option} {filename}: that is the name of an n-best file, and would be overwritten")
-
-
-def _load_runs(files: list[str], normaliser: TextNormaliser, *, sclite_costs: bool) -> list[ScoredRun]:
-    """:raises AnalysisError: the same file twice"""
-    paths = [os.path.realpath(file) for file in files]
-    for i, path in enumerate(paths):
-        if path in paths[:i]:
-            raise AnalysisError(f"{files[i]} is given twice")
-    names = [run_name(file) for file in files]
-    names = [name if names.count(name) == 1 else file for name, file in zip(names, files, strict=True)]
-    runs = []
-    for name, file in zip(names, files, strict=True):
-        try:
-            header, utterances = load_nbest(file)
-        except FileNotFoundError:
-            raise AnalysisError(f"{file} does not exist: has the recognition run ended?") from None
-        if not utterances:
-            raise AnalysisError(f"{file}: has a header, but no utterances")
-        utterances.sort(key=lambda utt: utt.seq_tag)
-        score = score_utterances(utterances, normaliser=normaliser, sclite_costs=sclite_costs)
-        runs.append(ScoredRun(name, file, header, utterances, score))
-    return runs
-
-
 def _notes(runs: list[ScoredRun]) -> Iterator[str]:
     """:return: what makes rows of the table incomparable: the same part with other utterances"""
     for part in sorted({part for run in runs for part in run.score.parts}):
@@ -149,9 +121,7 @@ def _notes(runs: list[ScoredRun]) -> Iterator[str]:
 
 def _write_outputs(runs: list[ScoredRun], args: argparse.Namespace, normaliser: TextNormaliser) -> None:
     if args.json:
-        with open_text_for_writing(args.json) as file:
-            json.dump(_as_json(runs, args), file, indent=2, allow_nan=False)
-            file.write("\n")
+        write_json(args.json, _as_json(runs, args))
     if args.trn:
         _write_trn(runs, args.trn, normaliser)
     if args.stm:
@@ -186,9 +156,9 @@ def _hypothesis(utt: Utterance) -> str:
 
 
 def _utterance_id(utt: Utterance) -> str:
-    """:return: tag without the part; no white space, since sclite separates by it"""
+    """:return: tag without the part; no white space and parentheses, which separate it from the words in a trn file"""
     name = utt.seq_tag.removeprefix(utt.part + "/") if utt.part else utt.seq_tag
-    return re.sub(r"\s+", "_", name)
+    return re.sub(r"\s+|[()]", "_", name) or "_"
 
 
 def _speaker(utt: Utterance) -> str:
@@ -199,10 +169,12 @@ def _speaker(utt: Utterance) -> str:
 def _write_trn(runs: list[ScoredRun], folder: str, normaliser: TextNormaliser) -> None:
     os.makedirs(folder, exist_ok=True)
     for run in runs:
-        run_file = re.sub(r"[^\w.-]+", "_", run.name).strip("_")
+        run_file = re.sub(r"[^\w.-]+", "_", run.name).strip("_.") or "run"
         for part in run.score.parts:
             utterances = [utt for utt in run.utterances if utt.part == part and utt.ref is not None]
-            base = os.path.join(folder, f"{run_file}.{part}" if part else run_file)
+            # Different parts give different files.
+            part_file = re.sub(r"[^\w.+-]", lambda match: f"%{ord(match[0]):02x}", part)
+            base = os.path.join(folder, f"{run_file}.{part_file}" if part else run_file)
             with open_text_for_writing(f"{base}.ref.trn") as file:
                 file.writelines(f"{normaliser(utt.ref or '')} ({_utterance_id(utt)})\n" for utt in utterances)
             with open_text_for_writing(f"{base}.hyp.trn") as file:
@@ -217,8 +189,8 @@ def _duration(utt: Utterance, run: ScoredRun, option: str) -> float:
 
 
 def _waveform(utt: Utterance) -> str:
-    """:return: name of the audio in CTM and STM: every utterance is its own"""
-    return re.sub(r"\s+", "_", utt.seq_tag)
+    """:return: name of the audio in CTM and STM: every utterance is its own. A line that begins with ; is a comment."""
+    return re.sub(r"\s+|^;", "_", utt.seq_tag)
 
 
 def _stm_lines(run: ScoredRun, normaliser: TextNormaliser) -> Iterator[str]:

@@ -22,7 +22,6 @@ errors and real-time factor over the beam size, as table and plot.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -36,16 +35,11 @@ from recog.analysis.beam_curve import beam_curve, plot_beam_curve
 from recog.analysis.runs import AnalysisError, Run, load_run, select_parts
 from recog.analysis.search_errors import Audit, SearchErrors, audit_forced_scores, count_search_errors
 from recog.analysis.segmentation import segmentations
-from recog.nbest import (
-    Hypothesis,
-    NBestFormatError,
-    NBestHeader,
-    NBestWriter,
-    open_text_for_writing,
-)
+from recog.nbest import Hypothesis, NBestHeader, NBestWriter
 from recog.text import DEFAULT_NORMALISER
 from recog.vocab import Vocab, load_vocab
 from recog.wer import align_words, format_alignment, format_table, run_name
+from tools.cli import refuse_nbest_names, run_main, split_overrides, write_json
 
 __all__ = ["main"]
 
@@ -56,33 +50,22 @@ def main(argv: list[str] | None = None) -> int:
     :return: exit code
     """
     args = _parse_args(argv)
-    try:
-        for option in ("json", "plot"):
-            filename = getattr(args, option)
-            if filename and filename.removesuffix(".gz").endswith(".jsonl"):
-                raise AnalysisError(f"--{option} {filename}: that is the name of an n-best file")
-        labels_of = load_vocab(args.vocab).text_to_labels if args.vocab else None
-        if args.run:
-            args.name = os.path.splitext(os.path.basename(args.files[0]))[0]
-            args.files, args.forced_hyps, args.segmented = _run_all(args)
-        record = _beams(args, labels_of) if args.beams else _pairs(args, labels_of)
-        if args.json:
-            with open_text_for_writing(args.json) as file:
-                json.dump(record, file, indent=2, allow_nan=False)
-                file.write("\n")
-    except OSError as exc:
-        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
-        return 1
-    except (ValueError, NBestFormatError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
-    return 0
+    return run_main(lambda: _main(args), errors=(ValueError,))
+
+
+def _main(args: argparse.Namespace) -> None:
+    refuse_nbest_names({"--json": args.json, "--plot": args.plot})
+    labels_of = load_vocab(args.vocab).text_to_labels if args.vocab else None
+    if args.run:
+        args.name = os.path.splitext(os.path.basename(args.files[0]))[0]
+        args.files, args.forced_hyps, args.segmented = _run_all(args)
+    record = _beams(args, labels_of) if args.beams else _pairs(args, labels_of)
+    if args.json:
+        write_json(args.json, record)
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    argv = sys.argv[1:] if argv is None else argv
-    first = next((i for i, word in enumerate(argv) if word.startswith("++")), len(argv))
-    argv, overrides = argv[:first], argv[first:]
+    argv, overrides = split_overrides(argv)
     summary, _, epilog = __doc__.strip().partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter

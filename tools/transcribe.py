@@ -17,7 +17,6 @@ marks labels by short peaks in or near their sound, so these are not exactly the
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -28,6 +27,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from configs.base.options import OptionError
 from recog.nbest import open_text_for_writing
 from recog.progress import Progress
+from tools.cli import run_main, split_overrides, write_json
 from tools.corpus.audio import SAMPLE_RATE, AudioError
 from tools.transcription.audio import read_mono
 from tools.transcription.formats import ctm_lines, file_record, recording_names, srt_text
@@ -42,21 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     :return: exit code
     """
     args = _parse_args(argv)
-    try:
-        return _main(args)
-    except OptionError as exc:
-        print(exc, file=sys.stderr)
-    except AudioError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-    except OSError as exc:
-        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
-    return 1
+    return run_main(lambda: _main(args), errors=(OptionError, AudioError))
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    argv = sys.argv[1:] if argv is None else argv
-    first = next((i for i, word in enumerate(argv) if word.startswith("++")), len(argv))
-    argv, overrides = argv[:first], argv[first:]
+    argv, overrides = split_overrides(argv)
     summary, _, epilog = __doc__.strip().partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -123,7 +113,7 @@ def _main(args: argparse.Namespace) -> int:
         if with_times and unaligned:
             print(f"note: {file}: {unaligned} words have no CTC alignment (too few frames)", file=sys.stderr)
     if args.json:
-        _write(args.json, json.dumps(_record(args, recogniser, waveforms, transcripts), indent=2, ensure_ascii=False))
+        write_json(args.json, _record(args, recogniser, waveforms, transcripts))
     if args.ctm:
         names = recording_names(list(transcripts))
         lines = [line for name, segs in zip(names, transcripts.values(), strict=True) for line in ctm_lines(name, segs)]

@@ -18,7 +18,6 @@ scales that it prints are those whose *search* had the lowest WER.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -45,9 +44,9 @@ from recog.analysis.tuning import (
     tune_scales,
     warnings_about,
 )
-from recog.nbest import NBestFormatError, open_text_for_writing
 from recog.progress import Progress
 from recog.wer import format_table
+from tools.cli import refuse_nbest_names, run_main, split_overrides, write_json
 
 __all__ = ["main"]
 
@@ -58,34 +57,25 @@ def main(argv: list[str] | None = None) -> int:
     :return: exit code
     """
     args = _parse_args(argv)
-    try:
-        if args.json and args.json.removesuffix(".gz").endswith(".jsonl"):
-            raise AnalysisError(f"--json {args.json}: that is the name of an n-best file, and would be overwritten")
-        if args.loop:
-            result = _loop(args)
-        else:
-            run, left_out = _choose_parts(_merged(args.nbest), args)
-            if left_out and not args.parts:
-                print(f"note: not tuned on {', '.join(left_out)} (see --parts)", file=sys.stderr)
-            result = _tune(run, args)
-            print(result.report)
-        if args.json:
-            with open_text_for_writing(args.json) as file:
-                json.dump(result.record, file, indent=2, allow_nan=False)
-                file.write("\n")
-    except OSError as exc:
-        print(f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc}", file=sys.stderr)
-        return 1
-    except (ValueError, NBestFormatError) as exc:  # AnalysisError among them
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
-    return 0
+    return run_main(lambda: _main(args), errors=(ValueError,))  # AnalysisError among them
+
+
+def _main(args: argparse.Namespace) -> None:
+    refuse_nbest_names({"--json": args.json})
+    if args.loop:
+        result = _loop(args)
+    else:
+        run, left_out = _choose_parts(_merged(args.nbest), args)
+        if left_out and not args.parts:
+            print(f"note: not tuned on {', '.join(left_out)} (see --parts)", file=sys.stderr)
+        result = _tune(run, args)
+        print(result.report)
+    if args.json:
+        write_json(args.json, result.record)
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    argv = sys.argv[1:] if argv is None else argv
-    first = next((i for i, word in enumerate(argv) if word.startswith("++")), len(argv))
-    argv, overrides = argv[:first], argv[first:]
+    argv, overrides = split_overrides(argv)
     summary, _, epilog = __doc__.strip().partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -4,14 +4,12 @@ Corpora: where the prepared data is, which parts and which vocabulary a run uses
 
 from __future__ import annotations
 
-import ast
-import json
 import os
-import zipfile
 from dataclasses import dataclass
 from typing import Any
 
 from recog.batches import Utt
+from recog.prepared_corpus import ListedUtterance, PreparedCorpusError, check_listing, iter_listing, read_manifest
 from recog.subword_sampling import SubwordSampling, sampling_vocabulary
 from recog.vocab import Vocab, load_vocab
 from rf_models.encoder import SAMPLE_RATE
@@ -95,23 +93,15 @@ class Corpus:
         """:return: number of utterances of these parts"""
         return sum(self.manifest["parts"][part]["num_seqs"] for part in parts)
 
-    def listing(self, part: str) -> list[dict[str, Any]]:
+    def listing(self, part: str) -> list[ListedUtterance]:
         """
-        :return: entries of all utterances of a packed part: text, duration, file, seq_name. No audio is read.
+        :return: all utterances of a packed part. No audio is read.
         :raises OptionError: the packed part is damaged
         """
-        filename = os.path.join(self.folder, self.manifest["parts"][part]["file"])
         try:
-            with zipfile.ZipFile(filename) as archive:
-                listing = ast.literal_eval(archive.read(f"{part}.txt").decode("utf8"))
-            for entry in listing:
-                if not isinstance(entry.get("seq_name", entry["file"]), str):
-                    raise ValueError(f"no name in {entry!r}")
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError, SyntaxError, TypeError, AttributeError) as exc:
-            raise OptionError(
-                f"{filename}: no readable list of utterances ({exc!r}): prepare the corpus again"
-            ) from None
-        return listing
+            return list(iter_listing(os.path.join(self.folder, self.manifest["parts"][part]["file"])))
+        except PreparedCorpusError as exc:
+            raise OptionError(f"{exc}: prepare the corpus again") from None
 
     def _ogg_zip(self, parts: tuple[str, ...], **kwargs: Any) -> dict[str, Any]:
         """:return: RETURNN dataset options"""
@@ -172,13 +162,7 @@ class Corpus:
 
     def forward_order(self, parts: tuple[str, ...]) -> list[Utt]:
         """:return: the utterances of these parts in the order of :meth:`forward_dataset`"""
-        utts = []
-        for part in parts:
-            for entry in self.listing(part):
-                duration = entry.get("duration")
-                if not isinstance(duration, (int, float)) or not 0 <= duration < 1e6:
-                    duration = 0.0
-                utts.append((duration, entry.get("seq_name", entry["file"])))
+        utts = [(entry.duration, entry.seq_name) for part in parts for entry in self.listing(part)]
         utts.sort(key=lambda item: -int(item[0] * 100))  # as RETURNN does: stable, in steps of 10 ms
         return [Utt(tag, round(duration * SAMPLE_RATE)) for duration, tag in utts]
 
@@ -216,12 +200,11 @@ def open_corpus(name: str, opts: CorpusOptions, *, parts: tuple[str, ...], prepa
         raise OptionError(
             f"no prepared corpus {name!r}: no corpus.json in {' or '.join(map(os.path.abspath, candidates))}. {hint}"
         )
-    with open(manifest_file, encoding="utf8") as file:
-        try:
-            manifest = json.load(file)
-            found, known_parts = manifest["corpus"], manifest["parts"]
-        except (ValueError, KeyError, TypeError) as exc:
-            raise OptionError(f"{manifest_file} is not a manifest of a prepared corpus ({exc!r}). {hint}") from None
+    try:
+        manifest = read_manifest(manifest_file)
+    except PreparedCorpusError as exc:
+        raise OptionError(f"{manifest_file} is not a manifest of a prepared corpus. {exc}. {hint}") from None
+    found, known_parts = manifest["corpus"], manifest["parts"]
     if found != name:
         raise OptionError(f"{manifest_file} is of the corpus {found!r}, but this run needs {name!r}. {hint}")
     for part in parts:
@@ -230,6 +213,10 @@ def open_corpus(name: str, opts: CorpusOptions, *, parts: tuple[str, ...], prepa
         zip_file = os.path.join(folder, known_parts[part]["file"])
         if not os.path.isfile(zip_file):
             raise OptionError(f"{zip_file} is missing, though {manifest_file} names it. {hint}")
+        try:
+            check_listing(zip_file)  # RETURNN's own parser would end the process at the first surprise
+        except PreparedCorpusError as exc:
+            raise OptionError(f"{exc}. {hint}") from None
     vocab_dir = os.path.join(folder, "vocab")
     try:
         vocab = load_vocab(os.path.join(vocab_dir, opts.vocab + ".json"))

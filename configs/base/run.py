@@ -157,6 +157,11 @@ def returnn_keys(values: dict[str, Any], *, training: bool = True) -> dict[str, 
     :param training: False: each process works for itself
     :return: as Python values; distributed training is checked and, under torchrun, switched on
     """
+    # torch loads checkpoints with weights_only=True, unless told otherwise here: then they could run any code.
+    if os.environ.get(UNSAFE_LOAD, "0").lower() not in ("", "0", "n", "no", "false", "off"):
+        raise OptionError(
+            f"the environment variable {UNSAFE_LOAD} is set, so that checkpoints could run code: unset it"
+        )
     # RETURNN applies the command line once more after the config: only what it would take as text needs care.
     typed_keys = ("torch_distributed", "torch_dataloader_opts", "max_seq_length", "min_seq_length", "grad_scaler")
     res = {key: returnn_literal(values[key], name=key) for key in typed_keys if key in values}
@@ -199,6 +204,7 @@ def check_one_process(what: str) -> None:
         raise OptionError(f"{what} is done by one process, not by {num_processes}: start it with rnn.py, not torchrun")
 
 
+UNSAFE_LOAD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 DISTRIBUTED_GRADIENTS = {"dataset_distribution": "shard", "reduce_type": "grad_explicit"}
 """Data-parallel training with synchronised gradients; each rank reads its shard of the data."""
 

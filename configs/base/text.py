@@ -131,10 +131,10 @@ def _write_transcripts(corpus: Corpus, name: str, parts: tuple[str, ...], folder
     temporary = [f"{filename}.{os.getpid()}.tmp" for filename in (text_file, tags_file)]
     with open(temporary[0], "w", encoding="utf8") as texts, open(temporary[1], "w", encoding="utf8") as tags:
         for part in parts:
-            for entry in corpus.listing(part):
-                if text := " ".join((entry.get("text") or "").split()):
+            for utterance in corpus.listing(part):
+                if text := " ".join(utterance.text.split()):
                     texts.write(text + "\n")
-                    tags.write(entry.get("seq_name", entry["file"]) + "\n")
+                    tags.write(utterance.seq_name + "\n")
     for source, target in zip(temporary, (text_file, tags_file), strict=True):
         os.replace(source, target)
     return Text(name, (text_file,), tags_file)

@@ -12,6 +12,7 @@ from typing import Any
 
 from returnn.log import log
 
+from recog.learning_rates import LearningRatesError, read_learning_rates
 from recog.progress import Progress
 from rf_models.checkpoint import INFO_FILE, ModelInfo, build_model
 from rf_models.options import DECODER_OPTIONS, AedCtcOptions, AedCtcTrainOptions
@@ -143,6 +144,12 @@ def training_config(
     :param returnn_values: RETURNN's own keys that were set in config or command line
     :return: RETURNN's config: task train
     """
+    learning_rate_file = os.path.join(output_dir, "learning_rates")
+    if os.path.isfile(learning_rate_file):
+        try:
+            read_learning_rates(learning_rate_file)
+        except LearningRatesError as exc:
+            raise OptionError(str(exc)) from None
     progress = Progress("training", interval=10.0, stream=lambda: log.v3)
 
     def dynamic_learning_rate(*, epoch: int, epoch_continuous: float | None = None, **_kwargs: Any) -> float:
@@ -169,7 +176,7 @@ def training_config(
         "learning_rate": opts.peak_learning_rate,
         "dynamic_learning_rate": dynamic_learning_rate,
         "learning_rate_control": "constant",
-        "learning_rate_file": os.path.join(output_dir, "learning_rates"),
+        "learning_rate_file": learning_rate_file,
         "learning_rate_control_error_measure": error_measure,
         "save_interval": 1,
         "cleanup_old_models": {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+import os
+from typing import Any, BinaryIO
 
 import numpy
 import soundfile
@@ -16,6 +17,8 @@ AUDIO_FORMATS: dict[str, dict[str, Any]] = {
     "ogg": {"format": "OGG", "subtype": "VORBIS"},
 }
 """Name and extension -> options of libsndfile."""
+_MAX_SAMPLES_PER_BYTE = 2000
+"""Digital silence in FLAC: 300."""
 
 
 class AudioError(Exception):
@@ -31,13 +34,24 @@ def read_audio(source: str | bytes, dtype: str = "float32") -> tuple[numpy.ndarr
     """
     try:
         if isinstance(source, bytes):
-            return soundfile.read(io.BytesIO(source), dtype=dtype)
+            return _read(io.BytesIO(source), len(source), dtype)
         with open(source, "rb") as file:  # libsndfile's own message does not tell a missing file from a damaged one
-            return soundfile.read(file, dtype=dtype)
+            return _read(file, os.fstat(file.fileno()).st_size, dtype)
     except soundfile.LibsndfileError as exc:  # its message would show the Python object
         raise AudioError(exc.error_string.rstrip(".")) from None
     except (OSError, RuntimeError) as exc:
         raise AudioError(str(exc)) from None
+
+
+def _read(file: BinaryIO, size: int, dtype: str) -> tuple[numpy.ndarray, int]:
+    """
+    :raises AudioError: the header promises more samples than can be in so many bytes. The memory for all of them would
+        be allocated before the first is read.
+    """
+    with soundfile.SoundFile(file) as audio:
+        if audio.frames * audio.channels > 2**20 + _MAX_SAMPLES_PER_BYTE * size:
+            raise AudioError(f"its header promises {audio.frames} samples, but the file has {size} bytes")
+        return audio.read(dtype=dtype), audio.samplerate
 
 
 def audio_problem(audio: numpy.ndarray, sample_rate: int) -> str | None:

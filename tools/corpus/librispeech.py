@@ -28,6 +28,8 @@ EXPECTED_NUM_SEQS = {
 }
 """Published numbers of utterances (train: 281,241 in total), https://www.openslr.org/12."""
 
+_MAX_MEMBER_BYTES = 2**28
+"""Of a file in a tar file, unpacked. The longest utterances have 1 MiB."""
 _PART = r"(?:train|dev|test)[\w-]*"
 
 
@@ -125,6 +127,8 @@ def chapters_of_tar(filename: str, part: str) -> Iterator[tuple[float, Chapter]]
                     )
                 if not member.isfile() or part not in pieces[:-1]:
                     continue
+                if member.size > _MAX_MEMBER_BYTES:
+                    raise CorpusError(f"{filename}: refused, since its member {member.name!r} has {member.size} bytes")
                 place = "/".join(pieces[pieces.index(part) + 1 : -1])
                 if place != current and current in chapters and _is_complete(chapters[current]):
                     yield raw.tell() / size, chapters.pop(current)

@@ -15,6 +15,8 @@ from .package import CorpusError
 
 __all__ = ["text_files", "write_lm_text"]
 
+_MAX_LINE = 10_000_000
+
 
 def text_files(paths: list[str]) -> list[str]:
     """
@@ -42,7 +44,10 @@ def _read_lines(filename: str) -> Iterator[tuple[float, str]]:
     try:
         with open(filename, "rb") as raw:
             binary = gzip.GzipFile(fileobj=raw) if filename.endswith(".gz") else raw
-            for line in io.TextIOWrapper(binary, encoding="utf8", newline="\n"):
+            text = io.TextIOWrapper(binary, encoding="utf8", newline="\n")
+            while line := text.readline(_MAX_LINE):
+                if len(line) == _MAX_LINE:
+                    raise CorpusError(f"{filename}: a line of more than {_MAX_LINE:,} characters: expected sentences")
                 yield raw.tell() / size, line
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as exc:
         raise CorpusError(f"{filename} cannot be read ({exc}): expected UTF-8 text") from None

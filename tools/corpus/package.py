@@ -7,7 +7,6 @@ Packing a part of a corpus into the zip file that RETURNN's OggZipDataset reads,
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
 import os
@@ -17,11 +16,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from recog.prepared_corpus import ListedUtterance, PreparedCorpusError, format_listing, iter_listing, read_manifest
 from recog.progress import Progress
 
 from .parallel import parallel_map
 
-__all__ = ["CorpusError", "Item", "Manifest", "PartInfo", "pack_part", "part_listing", "summary_table"]
+__all__ = ["CorpusError", "Item", "Manifest", "PartInfo", "pack_part", "part_texts", "summary_table"]
 
 _ZIP_TIME = (2000, 1, 1, 0, 0, 0)  # the same corpus makes the same zip
 
@@ -77,12 +77,11 @@ class Manifest:
         self.folder = folder
         self.content: dict[str, Any] = {"format": 1, "corpus": corpus, "parts": {}, "vocabs": {}, "lm_texts": {}}
         if os.path.isfile(self.filename):
-            with open(self.filename, encoding="utf8") as file:
-                try:
-                    before = json.load(file)
-                    what = before["corpus"], before["format"]
-                except (ValueError, KeyError, TypeError):
-                    raise CorpusError(f"{self.filename} is damaged: remove it and start again") from None
+            try:
+                before = read_manifest(self.filename)
+            except PreparedCorpusError as exc:
+                raise CorpusError(f"{exc}: it is damaged, remove it and start again") from None
+            what = before["corpus"], before["format"]
             if what != (corpus, 1):
                 raise CorpusError(
                     f"{folder} holds the corpus {what[0]!r} (format {what[1]}), not {corpus!r}: choose another folder"
@@ -119,7 +118,7 @@ class _PartZip:
 
     def __init__(self, filename: str, part: str):
         self.part = part
-        self.listing: list[dict[str, Any]] = []
+        self.listing: list[ListedUtterance] = []
         self.names: set[str] = set()
         self.num_words, self.seconds = 0, 0.0
         self._archive = zipfile.ZipFile(filename, "w", zipfile.ZIP_STORED)
@@ -136,15 +135,14 @@ class _PartZip:
         file = f"{item.name}.{item.extension}"
         self._write(f"{self.part}/{file}", item.audio)
         seq_name = f"{self.part}/{item.name}"
-        self.listing.append({"text": item.text, "duration": item.duration, "file": file, "seq_name": seq_name})
+        self.listing.append(ListedUtterance(item.text, item.duration, file, seq_name))
         self.num_words += len(item.text.split())
         self.seconds += item.duration
         return None
 
     def finish(self) -> None:
         """Writes the listing."""
-        lines = "".join(f"{entry!r},\n" for entry in self.listing)
-        self._write(f"{self.part}.txt", f"[\n{lines}]\n".encode())
+        self._write(f"{self.part}.txt", format_listing(self.listing))
         self._archive.close()
 
     def abandon(self) -> None:
@@ -232,18 +230,17 @@ def pack_part(
     return info, problems
 
 
-def part_listing(zip_file: str, part: str) -> list[dict[str, Any]]:
+def part_texts(zip_file: str) -> Iterator[str]:
     """
-    :param zip_file:
-    :param part:
-    :return: text, duration, file, seq_name of all utterances of a packed part
+    :param zip_file: a packed part
+    :return: the texts of all utterances
     :raises CorpusError: damaged
     """
     try:
-        with zipfile.ZipFile(zip_file) as archive:
-            return ast.literal_eval(archive.read(f"{part}.txt").decode("utf8"))
-    except (zipfile.BadZipFile, KeyError, ValueError, SyntaxError) as exc:
-        raise CorpusError(f"{zip_file} is damaged ({exc}): remove it and start again") from None
+        for utterance in iter_listing(zip_file):
+            yield utterance.text
+    except PreparedCorpusError as exc:
+        raise CorpusError(f"{exc}: it is damaged, remove it and start again") from None
 
 
 def summary_table(infos: dict[str, PartInfo]) -> str:

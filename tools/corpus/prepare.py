@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from tools.cli import run_main
+
 from .audio import AUDIO_FORMATS
 from .lm_text import sources_of, text_files, write_lm_text
-from .package import CorpusError, Item, Manifest, PartInfo, pack_part, part_listing, summary_table
+from .package import CorpusError, Item, Manifest, PartInfo, pack_part, part_texts, summary_table
 from .vocabulary import import_bpe, make_vocab, parse_vocab_name
 
 __all__ = ["PartSource", "Preparation", "add_common_arguments", "prepare", "run"]
@@ -108,13 +110,14 @@ def run(get_preparation: Callable[[], Preparation], args: argparse.Namespace, *,
     :param tool: name, for the record
     :return: exit code. Errors are printed
     """
-    try:
-        return prepare(get_preparation(), args, tool=tool)
-    except (CorpusError, OSError, RuntimeError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("\ninterrupted; start the same command again: finished parts are kept", file=sys.stderr)
-    return 1
+
+    def work() -> int:
+        try:
+            return prepare(get_preparation(), args, tool=tool)
+        except KeyboardInterrupt:
+            raise CorpusError("interrupted; start the same command again: finished parts are kept") from None
+
+    return run_main(work, errors=(CorpusError, RuntimeError))
 
 
 def prepare(preparation: Preparation, args: argparse.Namespace, *, tool: str) -> int:
@@ -231,8 +234,7 @@ def _make_vocabs(args: argparse.Namespace, manifest: Manifest) -> None:
 
     def texts(of_parts: list[str]) -> Iterator[str]:
         for part in of_parts:
-            for entry in part_listing(os.path.join(args.dst, parts[part]["file"]), part):
-                yield entry["text"]
+            yield from part_texts(os.path.join(args.dst, parts[part]["file"]))
 
     for name in args.vocab:
         before = manifest.content["vocabs"].get(name)

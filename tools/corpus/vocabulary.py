@@ -7,7 +7,6 @@ Names say what they are: ``spm_unigram_10k``, ``spm_bpe_1k`` (SentencePiece, num
 
 from __future__ import annotations
 
-import ast
 import collections
 import hashlib
 import io
@@ -16,6 +15,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from recog.vocab import labels_of_dict
 
 from .package import CorpusError
 
@@ -144,11 +145,9 @@ def import_bpe(folder: str, name: str, codes_file: str, vocab_file: str) -> dict
 def _labels_of_dict(filename: str, content: str) -> list[str]:
     """:return: labels by index"""
     try:
-        table = ast.literal_eval(content)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as exc:
-        raise CorpusError(f"{filename}: not a Python dict of labels ({exc})") from None
-    if not isinstance(table, dict) or not all(isinstance(k, str) and type(v) is int for k, v in table.items()):
-        raise CorpusError(f"{filename}: expected a Python dict of labels and their numbers")
+        table = labels_of_dict(content)
+    except ValueError as exc:
+        raise CorpusError(f"{filename}: {exc}") from None
     labels: dict[int, str] = {}
     for label, index in table.items():
         labels.setdefault(index, label)  # of <s> and </s>, which often are the same label, the first

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from recog.analysis.runs import AnalysisError, Run, load_run
+from recog.learning_rates import read_learning_rates
 
 __all__ = [
     "Picture",
@@ -25,7 +26,6 @@ __all__ = [
     "Training",
     "finite",
     "load_inputs",
-    "read_learning_rates",
     "read_picture",
 ]
 
@@ -97,7 +97,7 @@ class Training:
     name: str
     folder: str
     epochs: dict[int, dict[str, Any]]
-    """See :func:`read_learning_rates`"""
+    """See :func:`recog.learning_rates.read_learning_rates`"""
     options: dict[str, Any]
     record: RunRecord
 
@@ -270,42 +270,6 @@ def finite(value: Any) -> float | None:
 
 
 # ---- files of RETURNN
-
-
-def read_learning_rates(path: str) -> dict[int, dict[str, Any]]:
-    """
-    :param path: RETURNN's file ``learning_rates``: a Python literal but for the calls ``EpochData(learningRate=...,
-        error={...})``. It is parsed, not executed.
-    :return: number of the sub-epoch -> its "error" dict (e.g. "dev_loss_ce", ":meta:time"), and "learning_rate"
-    :raises AnalysisError: not such a file
-    """
-    try:
-        with open(path, encoding="utf8") as file:
-            tree = ast.parse(file.read(), mode="eval").body
-        if not isinstance(tree, ast.Dict):
-            raise ValueError("expected a dict")
-        epochs = {}
-        for key, call in zip(tree.keys, tree.values, strict=True):
-            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "EpochData":
-                raise ValueError("expected EpochData(...)")
-            values = {word.arg: _literal(word.value) for word in call.keywords}
-            epochs[int(_literal(key))] = {**(values.get("error") or {}), "learning_rate": values.get("learningRate")}
-    except (SyntaxError, ValueError, TypeError, RecursionError) as exc:
-        raise AnalysisError(f"{path}: not a file of learning rates as RETURNN writes it ({exc})") from None
-    return dict(sorted(epochs.items()))
-
-
-def _literal(node: ast.AST | None) -> Any:
-    """:return: value of a Python literal, in which nan and inf may stand as names"""
-    if isinstance(node, ast.Dict):
-        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
-    if isinstance(node, ast.Name) and node.id in ("nan", "inf"):
-        return float(node.id)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_literal(node.operand)
-    if node is None:
-        raise ValueError("expected a literal")
-    return ast.literal_eval(node)
 
 
 _START = re.compile(r"^RETURNN starting up, version ([^,]+), date/time (\S+)")
