@@ -23,6 +23,7 @@ from .nbest import (
 )
 from .progress import Progress
 from .results import write_results
+from .spool import UtteranceSpool
 from .vocab import Vocab
 
 __all__ = ["RecogCallback", "RecogError"]
@@ -51,6 +52,7 @@ class RecogCallback(ForwardCallbackIface):
         duration          [] float       of the audio, in seconds
         encoder_time, search_time  [] float   this utterance's share of the computing time, in seconds
         ref               [bytes] uint8  reference text in UTF-8; can be absent
+        error             [bytes] uint8  why the utterance could not be recognised, in UTF-8; can be absent
     """
 
     def __init__(
@@ -83,10 +85,11 @@ class RecogCallback(ForwardCallbackIface):
         self.wer_json_file = os.path.join(folder, "wer.json")
         self.wer_text_file = os.path.join(folder, "wer.txt")
         self.search_output_file = os.path.join(folder, "search_out.py") if returnn_search_output else None
+        self.utterances = UtteranceSpool(folder)
         self._start()
 
     def _start(self) -> None:
-        self.utterances: dict[str, Utterance] = {}
+        self.utterances.close()
         self.audio_seconds = self.encoder_seconds = self.search_seconds = 0.0
         self.progress = Progress("recognition", stream=lambda: log.v3)
 
@@ -136,21 +139,21 @@ class RecogCallback(ForwardCallbackIface):
                 )
             text = self.vocab.labels_to_text(labels)
             hyps.append(Hypothesis(labels, text, score, {name: values[i] for name, values in components.items()}))
-        ref = raw.get("ref")
+        error = _text(raw.get("error"))
         duration = _float(raw["duration"])
         try:
             utt = Utterance(
                 seq_tag=seq_tag,
                 duration=round(duration, 6),
-                enc_len=int(raw["enc_len"]),
-                ref=None if ref is None else bytes(ref.astype(np.uint8)).decode("utf8"),
+                enc_len=None if error else int(raw["enc_len"]),
+                ref=_text(raw.get("ref")),
                 hyps=hyps,
-                error=None if hyps else self.no_hypothesis,
+                error=error or (None if hyps else self.no_hypothesis),
             )
             check_utterance(utt, self.header)
         except ValueError as exc:
             raise RecogError(f"utterance {seq_tag!r}: {exc}") from None
-        self.utterances[seq_tag] = utt
+        self.utterances.add(utt)
         self.audio_seconds += duration
         self.encoder_seconds += _float(raw["encoder_time"])
         self.search_seconds += _float(raw["search_time"])
@@ -172,7 +175,7 @@ class RecogCallback(ForwardCallbackIface):
             summary = write_results(
                 os.path.dirname(self.nbest_file),
                 header=self.header,
-                utterances=[utt for _, utt in sorted(self.utterances.items())],
+                utterances=self.utterances,
                 seconds={
                     "audio": self.audio_seconds,
                     "encoder": self.encoder_seconds,
@@ -183,9 +186,16 @@ class RecogCallback(ForwardCallbackIface):
         except BaseException:
             self._remove_results()
             raise
-        print(f"{summary}{len(self.utterances)} utterances, n-best lists in {self.nbest_file}", file=log.v1, flush=True)
+        done = len(self.utterances)
+        self.utterances.close()
+        print(f"{summary}{done} utterances, n-best lists in {self.nbest_file}", file=log.v1, flush=True)
         if self.after is not None:
             self.after()
+
+
+def _text(value: np.ndarray | None) -> str | None:
+    """:return: of UTF-8 bytes"""
+    return None if value is None else bytes(value.astype(np.uint8)).decode("utf8")
 
 
 def _float(value: np.ndarray | np.floating) -> float:

@@ -22,6 +22,7 @@ from .inputs import NO_DATA, Encoded, ScoreData, encode, search_inputs, signed_s
 from .label_sync import label_sync_search
 from .nbest import NBestHeader
 from .options import CtcOptions, GreedyOptions, LabelSyncOptions, SearchOptions, TimeSyncOptions
+from .out_of_memory import first_line, is_out_of_memory, splits_when_out_of_memory
 from .time_sync import time_sync_search
 
 __all__ = ["forward_step_of", "make_forward_step", "nbest_header", "run_search"]
@@ -104,12 +105,34 @@ def make_forward_step(
 def forward_step_of(search: Search) -> Callable[..., None]:
     """
     :param search:
-    :return: RETURNN's ``forward_step``: encode, search, and outputs for :class:`recog.callback.RecogCallback`
+    :return: RETURNN's ``forward_step``: encode, search, and outputs for :class:`recog.callback.RecogCallback`. A batch
+        that does not fit into the memory is split by RETURNN; a single utterance that does not gets an error.
     """
 
+    @splits_when_out_of_memory
     def forward_step(*, model: AedCtcModel, extern_data: TensorDict, **_kwargs: Any) -> None:
         audio = extern_data["data"]
         audio_dim = spatial_dim_of(audio)
+        durations = audio_dim.get_size_tensor().raw_tensor.double() / SAMPLE_RATE
+        per_utterance = {"duration": durations.float()}
+        try:
+            result, enc_lengths, seconds = _encode_and_search(model, audio, audio_dim, extern_data)
+        except (RuntimeError, MemoryError) as exc:
+            if len(durations) > 1 or not is_out_of_memory(exc):
+                raise
+            _mark_failure(f"not enough memory for this utterance: {first_line(exc)}", per_utterance)
+        else:
+            share = durations / durations.sum().clamp(min=1e-9)
+            per_utterance["enc_len"] = enc_lengths
+            per_utterance |= {f"{name}_time": (share * value).float() for name, value in seconds.items()}
+            _mark_outputs(result, per_utterance)
+        if "orth" in extern_data.data:
+            rf.get_run_ctx().mark_as_output(extern_data["orth"], "ref", dims=extern_data["orth"].dims)
+
+    def _encode_and_search(
+        model: AedCtcModel, audio: RfTensor, audio_dim: Dim, extern_data: TensorDict
+    ) -> tuple[SearchResult, torch.Tensor, dict[str, float]]:
+        """:return: n-best lists; [B] encoder frames; seconds of computing time of encoder and search"""
         device = audio.raw_tensor.device
         with torch.no_grad():
             start = _now(device)
@@ -117,17 +140,7 @@ def forward_step_of(search: Search) -> Callable[..., None]:
             encoder_end = _now(device)
             result = search(model, encoded, extern_data)
             end = _now(device)
-        durations = audio_dim.get_size_tensor().raw_tensor.double() / SAMPLE_RATE
-        share = durations / durations.sum().clamp(min=1e-9)
-        outputs = {
-            "enc_len": encoded.lengths().int(),
-            "duration": durations.float(),
-            "encoder_time": (share * (encoder_end - start)).float(),
-            "search_time": (share * (end - encoder_end)).float(),
-        }
-        _mark_outputs(result, outputs)
-        if "orth" in extern_data.data:
-            rf.get_run_ctx().mark_as_output(extern_data["orth"], "ref", dims=extern_data["orth"].dims)
+        return result, encoded.lengths().int(), {"encoder": encoder_end - start, "search": end - encoder_end}
 
     return forward_step
 
@@ -145,13 +158,36 @@ def _mark_outputs(result: SearchResult, per_utterance: dict[str, torch.Tensor]) 
     labels = result.labels[:, :, :max_len]
     hyps_dim = Dim(labels.shape[1], name="hyps")
     labels_dim = Dim(labels.shape[2], name="hyp-labels")
-    outputs = {
-        "labels": (labels.int(), [hyps_dim, labels_dim]),
-        "label_lengths": (result.label_lengths.int(), [hyps_dim]),
-        "scores": (result.scores.float(), [hyps_dim]),
-        **{f"score_{name}": (value.float(), [hyps_dim]) for name, value in result.components.items()},
-        **{name: (value, []) for name, value in per_utterance.items()},
-    }
+    _mark(
+        {
+            "labels": (labels.int(), [hyps_dim, labels_dim]),
+            "label_lengths": (result.label_lengths.int(), [hyps_dim]),
+            "scores": (result.scores.float(), [hyps_dim]),
+            **{f"score_{name}": (value.float(), [hyps_dim]) for name, value in result.components.items()},
+            **{name: (value, []) for name, value in per_utterance.items()},
+        }
+    )
+
+
+def _mark_failure(error: str, per_utterance: dict[str, torch.Tensor]) -> None:
+    """Marks the outputs of a batch of one utterance that was not recognised."""
+    message = torch.tensor(list(error.encode()), dtype=torch.uint8)[None]
+    hyps_dim, no_labels = Dim(1, name="hyps"), Dim(0, name="hyp-labels")
+    zero = torch.zeros(1)
+    _mark(
+        {
+            "error": (message, [Dim(message.shape[1], name="error-bytes")]),
+            "labels": (zero.int()[:, None, None][:, :, :0], [hyps_dim, no_labels]),
+            "label_lengths": (zero.int()[:, None], [hyps_dim]),
+            "scores": (torch.full((1, 1), float("-inf")), [hyps_dim]),
+            **{name: (zero, []) for name in ("enc_len", "encoder_time", "search_time")},
+            **{name: (value, []) for name, value in per_utterance.items()},
+        }
+    )
+
+
+def _mark(outputs: dict[str, tuple[torch.Tensor, list[Dim]]]) -> None:
+    """:param outputs: name -> [B, ...], dims without that of the batch"""
     for name, (value, dims) in outputs.items():
         value = value.cpu()
         tensor = RfTensor(name, dims=[batch_dim, *dims], dtype=str(value.dtype).split(".")[-1], raw_tensor=value)

@@ -23,11 +23,13 @@ from rf_models.aed_ctc import AedCtcModel
 from rf_models.checkpoint import INFO_KEY, ModelInfo, build_model, load_state_dict
 from rf_models.sequences import append_eos, spatial_dim_of
 
+from .out_of_memory import splits_when_out_of_memory
 from .progress import Progress
 
 __all__ = ["ContextCallback", "context_forward_step"]
 
 
+@splits_when_out_of_memory
 def context_forward_step(*, model: AedCtcModel, extern_data: TensorDict, **_kwargs: Any) -> None:
     """
     RETURNN's ``forward_step``. Outputs per sequence: ``context_sum`` [enc_dim] float64, sum of the context vectors of

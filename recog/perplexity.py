@@ -27,6 +27,7 @@ from rf_models.lm_train import LanguageModel, lm_log_probs
 from rf_models.sequences import append_eos, spatial_dim_of
 
 from .nbest import open_text_for_writing
+from .out_of_memory import splits_when_out_of_memory
 from .progress import Progress
 from .vocab import Vocab
 
@@ -60,6 +61,7 @@ class LanguageModels(rf.Module):
         self.models = rf.ModuleList(models)
 
 
+@splits_when_out_of_memory
 def perplexity_forward_step(*, model: LanguageModels, extern_data: TensorDict, **_kwargs: Any) -> None:
     """
     RETURNN's ``forward_step``. Outputs per sequence: ``log_probs`` [models] float64 of the labels with EOS,

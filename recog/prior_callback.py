@@ -24,6 +24,7 @@ from rf_models.aed_ctc import AedCtcModel, spatial_dim_of
 from .callback import RecogError
 from .inputs import encode
 from .nbest import open_text_for_writing
+from .out_of_memory import splits_when_out_of_memory
 from .prior import log_prior_from_counts, posterior_sums, save_log_prior
 from .progress import Progress
 from .vocab import Vocab
@@ -38,6 +39,7 @@ def prior_forward_step(ctc_layer: int | None) -> Callable[..., None]:
     :return: RETURNN's ``forward_step``; its outputs are what :class:`PriorCallback` reads
     """
 
+    @splits_when_out_of_memory
     def forward_step(*, model: AedCtcModel, extern_data: TensorDict, **_kwargs: Any) -> None:
         audio = extern_data["data"]
         with torch.no_grad():

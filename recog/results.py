@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from .nbest import NBestHeader, NBestWriter, Utterance, open_text_for_writing, write_returnn_search_output
 from .wer import run_name, score_table, score_utterances
@@ -18,7 +18,7 @@ def write_results(
     folder: str,
     *,
     header: NBestHeader,
-    utterances: Sequence[Utterance],
+    utterances: Iterable[Utterance],
     seconds: Mapping[str, float],
     returnn_search_output: bool = False,
     name: str | None = None,
@@ -28,7 +28,7 @@ def write_results(
 
     :param folder: for the files
     :param header: of the n-best file
-    :param utterances: sorted by sequence tag
+    :param utterances: sorted by sequence tag; they are read more than once, so this must not be an iterator
     :param seconds: "audio": of all utterances, "encoder", "search": computing time
     :param returnn_search_output: write search_out.py, too
     :param name: of the run, in the table. None: as :func:`recog.wer.run_name` says

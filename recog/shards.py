@@ -10,14 +10,16 @@ and rename.
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .nbest import NBestHeader, Utterance, load_nbest
+from .nbest import NBestHeader, Utterance, read_nbest
 from .results import write_results
 
 __all__ = ["Shard", "ShardError", "differences", "merge_shards", "read_record", "shard_counts", "unfinished_shards"]
@@ -120,19 +122,19 @@ def merge_shards(output_dir: str, count: int) -> str:
         )
     shards = [Shard(i, count) for i in range(1, count + 1)]
     records = [_checked_record(shard, output_dir) for shard in shards]
-    header, utterances = _load(shards, output_dir)
-    expected = records[0]["plan"]["num_utterances"]
-    if len(utterances) != expected:
+    utterances = _AllUtterances(shards, output_dir)
+    found, expected = utterances.check(), records[0]["plan"]["num_utterances"]
+    if found != expected:
         raise ShardError(
-            f"{output_dir}: the shards have {len(utterances)} utterances together, but the corpus had {expected} when"
-            " they were started: repeat them with ++overwrite True"
+            f"{output_dir}: the shards have {found} utterances together, but the corpus had {expected} when they were"
+            " started: repeat them with ++overwrite True"
         )
     record = {key: value for key, value in records[0].items() if key not in ("plan", "shard")}
     with tempfile.TemporaryDirectory(prefix=".merge-", dir=output_dir) as folder:
         summary = write_results(
             folder,
-            header=header,
-            utterances=[utterances[tag] for tag in sorted(utterances)],
+            header=utterances.header,
+            utterances=utterances,
             seconds=_sum_of_times(shards, output_dir),
             returnn_search_output=bool(record.get("returnn_search_output")),
             name=os.path.basename(os.path.abspath(output_dir)),
@@ -163,30 +165,62 @@ def _checked_record(shard: Shard, output_dir: str) -> dict[str, Any]:
     return record
 
 
-def _load(shards: list[Shard], output_dir: str) -> tuple[NBestHeader, dict[str, Utterance]]:
-    """
-    :return: header of the whole run, utterances by sequence tag
-    :raises ShardError: an utterance is in two shards, or the headers differ
-    """
-    header, utterances, found_in = None, {}, {}
-    for shard in shards:
-        filename = os.path.join(shard.folder(output_dir), NBEST_FILE)
+class _AllUtterances:
+    """The utterances of all shards, sorted by sequence tag, as they are in each shard. Read as a stream, each time."""
+
+    def __init__(self, shards: list[Shard], output_dir: str):
+        """:raises ShardError: the headers differ, or cannot be read"""
+        self.files = {shard: os.path.join(shard.folder(output_dir), NBEST_FILE) for shard in shards}
+        headers = {shard: self._read(shard)[0] for shard in shards}
+        first = shards[0]
+        self.header = replace(headers[first], options={**headers[first].options, "shard": None})
+        """Of the whole run"""
+        for shard in shards:
+            free = {name: value for name, value in self.header.options.items() if name in FREE_TO_DIFFER}
+            if replace(headers[shard], options={**headers[shard].options, **free}) != self.header:
+                raise ShardError(
+                    f"{self.files[shard]} has another header than that of shard {first}: repeat one of them"
+                )
+
+    def _read(self, shard: Shard) -> tuple[NBestHeader, Iterator[Utterance]]:
         try:
-            its_header, its_utterances = load_nbest(filename)
+            return read_nbest(self.files[shard])
         except (OSError, ValueError) as exc:
-            raise ShardError(f"{exc}: repeat shard {shard} with ++overwrite True") from None
-        free = {key: None for key in FREE_TO_DIFFER & set(its_header.options)}
-        if header is None:
-            header = replace(its_header, options={**its_header.options, "shard": None})
-        elif replace(header, options={**header.options, **free}) != replace(
-            its_header, options={**its_header.options, **free}
-        ):
-            raise ShardError(f"{filename} has another header than that of shard 1/{shard.count}: repeat one of them")
-        for utt in its_utterances:
-            if utt.seq_tag in utterances:
-                raise ShardError(f"utterance {utt.seq_tag!r} is in the shards {found_in[utt.seq_tag]} and {shard}")
-            utterances[utt.seq_tag], found_in[utt.seq_tag] = utt, shard
-    return header, utterances
+            raise self._unreadable(shard, exc) from None
+
+    @staticmethod
+    def _unreadable(shard: Shard, exc: Exception) -> ShardError:
+        return ShardError(f"{exc}: repeat shard {shard} with ++overwrite True")
+
+    def _with_shard(self, shard: Shard) -> Iterator[tuple[str, Shard, Utterance]]:
+        before = ""
+        try:
+            for utt in self._read(shard)[1]:
+                if utt.seq_tag < before:
+                    raise ValueError(f"{self.files[shard]}: {utt.seq_tag!r} comes behind {before!r}, but should before")
+                before = utt.seq_tag
+                yield utt.seq_tag, shard, utt
+        except (OSError, ValueError) as exc:
+            raise self._unreadable(shard, exc) from None
+
+    def _merged(self) -> Iterator[tuple[str, Shard, Utterance]]:
+        return heapq.merge(*map(self._with_shard, self.files), key=lambda item: item[0])
+
+    def check(self) -> int:
+        """
+        :return: number of utterances
+        :raises ShardError: one is in two shards, or a file is damaged
+        """
+        number, before = 0, (None, None)
+        for tag, shard, _ in self._merged():
+            if tag == before[0]:
+                raise ShardError(f"utterance {tag!r} is in the shards {before[1]} and {shard}")
+            before = tag, shard
+            number += 1
+        return number
+
+    def __iter__(self) -> Iterator[Utterance]:
+        return (utt for _, _, utt in self._merged())
 
 
 def _sum_of_times(shards: list[Shard], output_dir: str) -> dict[str, float]:

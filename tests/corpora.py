@@ -39,12 +39,14 @@ def make_librispeech(
     *,
     seqs_per_chapter: int = 3,
     seconds: float = 0.3,
+    longer: float = 0.01,
 ) -> dict[str, str]:
     """
     :param folder: gets the parts, in LibriSpeech's layout
     :param parts: names, or names and numbers of utterances
     :param seqs_per_chapter: each chapter has a speaker of its own
-    :param seconds: of an utterance, roughly
+    :param seconds: of the first utterance
+    :param longer: seconds that an utterance is longer than the one before
     :return: "<part>/<utterance id>" -> transcript
     """
     if not isinstance(parts, Mapping):
@@ -56,7 +58,7 @@ def make_librispeech(
             name = f"{speaker}-{chapter}-{number % seqs_per_chapter:04}"
             place = os.path.join(folder, part, str(speaker), str(chapter))
             os.makedirs(place, exist_ok=True)
-            audio = noise(seconds + 0.01 * number, seed=1000 * part_number + number)
+            audio = noise(seconds + longer * number, seed=1000 * part_number + number)
             soundfile.write(os.path.join(place, f"{name}.flac"), audio, SAMPLE_RATE, subtype="PCM_16")
             text = SENTENCES[(part_number + number) % len(SENTENCES)].upper()
             texts[f"{part}/{name}"] = text
