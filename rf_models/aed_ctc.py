@@ -4,7 +4,7 @@ Attention encoder-decoder with CTC heads on one encoder: the joint model, and it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import returnn.frontend as rf
 from returnn.tensor import Dim, Tensor, TensorDict
@@ -13,7 +13,9 @@ from .ctc_window import GaussianWindow
 from .decoder import AttentionDecoder, AttentionMemory
 from .encoder import LogMelFeatures, make_conformer_encoder
 from .initialisation import init_decoder_like_tensorflow, init_embedding, init_encoder_like_tensorflow
+from .mixup import FrameBuffer, mixup
 from .options import AedCtcOptions, AedCtcTrainOptions
+from .pretraining import pretrain_stage, pretraining
 from .sequences import append_eos, spatial_dim_of
 from .transformer_decoder import TransformerAttentionDecoder
 from .weight_dropout import add_weight_dropout
@@ -79,6 +81,7 @@ class AedCtcModel(rf.Module):
             embedding = self.decoder.target_embed if lstm else self.decoder.input_embedding
             init_embedding(embedding, opts.dec_embed_init_stddev)
         self.weight_dropouts = add_weight_dropout(self.encoder, opts)
+        self.mixup_buffer = FrameBuffer()  # not in checkpoints
 
     def encode(
         self, audio: Tensor, *, in_spatial_dim: Dim, train_opts: AedCtcTrainOptions | None = None
@@ -86,9 +89,12 @@ class AedCtcModel(rf.Module):
         """
         :param audio: {batch, in_spatial_dim[, 1]} samples
         :param in_spatial_dim:
-        :param train_opts: SpecAugment options; None: no augmentation
+        :param train_opts: options of mixup and SpecAugment; None: no augmentation
         """
         features, spatial_dim = self.features(audio, in_spatial_dim=in_spatial_dim)
+        if train_opts and train_opts.use_mixup:
+            dims = {"spatial_dim": spatial_dim, "feature_dim": self.features.out_dim}
+            features = mixup(features, self.mixup_buffer, **dims, opts=train_opts)
         if train_opts and train_opts.use_specaugment:
             features = rf.audio.specaugment(
                 features,
@@ -144,6 +150,18 @@ def train_step(*, model: AedCtcModel, extern_data: TensorDict, opts: AedCtcTrain
     :param extern_data: "data" {batch, time[, 1]} audio samples, "classes" {batch, labels} without EOS
     :param opts:
     """
+    stage = None
+    if opts.pretrain_layers:
+        epoch = int(rf.get_run_ctx().epoch)
+        stage = pretrain_stage(opts, num_layers=model.opts.enc_num_layers, epoch=epoch)
+    if stage is not None:
+        opts = replace(opts, label_smoothing=0.0)
+    with pretraining(model, stage):
+        _mark_losses(model, extern_data, opts)
+
+
+def _mark_losses(model: AedCtcModel, extern_data: TensorDict, opts: AedCtcTrainOptions) -> None:
+    """See :func:`train_step`; the same in any stage of pretraining."""
     audio, targets = extern_data["data"], extern_data["classes"]
     audio_spatial_dim, targets_spatial_dim = spatial_dim_of(audio), spatial_dim_of(targets)
     targets_eos, targets_eos_spatial_dim = append_eos(

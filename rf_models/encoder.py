@@ -16,6 +16,7 @@ from returnn.frontend.encoder.conformer import (
 from returnn.tensor import Dim, Tensor
 
 from .options import AedCtcOptions
+from .pretraining import GrowingLayers
 
 __all__ = ["SAMPLE_RATE", "LogMelFeatures", "make_conformer_encoder"]
 
@@ -130,4 +131,5 @@ def make_conformer_encoder(in_dim: Dim, opts: AedCtcOptions) -> ConformerEncoder
             self_att_opts=_self_att_opts(opts),
             att_dropout=opts.enc_att_dropout,
         ),
+        sequential=GrowingLayers,
     )

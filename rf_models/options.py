@@ -8,7 +8,7 @@ Defaults are the published sizes of the LibriSpeech model (12 x 512 Conformer, a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 __all__ = ["DECODER_OPTIONS", "AedCtcOptions", "AedCtcTrainOptions"]
@@ -238,11 +238,48 @@ class AedCtcTrainOptions:
     specaugment_max_consecutive_feature_dims: int = 16
     specaugment_num_spatial_mask_factor: int = 100
 
+    use_mixup: bool = False
+    """Add pieces of past utterances to the features, before SpecAugment (:mod:`rf_models.mixup`)."""
+    mixup_prob: float = 1.0
+    """Of an utterance to be mixed."""
+    mixup_max_num: int = 4
+    """One to so many pieces are added to an utterance."""
+    mixup_lambda: tuple[float, float] = (0.1, 0.4)
+    """Range of the sum of their weights."""
+    mixup_buffer_frames: int = 1_000_000
+    """So many past frames are kept (80 features: 320 MB)."""
+
+    pretrain_layers: tuple[int, ...] = ()
+    """Layer-wise pretraining (:mod:`rf_models.pretraining`): number of encoder layers in its stages. Numbers above
+    ``enc_num_layers`` are left out."""
+    pretrain_epochs: int = 3
+    """Sub-epochs of a stage."""
+
     def __post_init__(self):
         if len(self.specaugment_steps) != 3 or list(self.specaugment_steps) != sorted(self.specaugment_steps):
             raise ValueError(
                 f"specaugment_steps = {self.specaugment_steps}: expected three non-decreasing step numbers"
             )
+        low, high = self.mixup_lambda
+        if not 0.0 <= low <= high or not 0.0 <= self.mixup_prob <= 1.0:
+            raise ValueError(
+                f"mixup_lambda = {self.mixup_lambda}, mixup_prob = {self.mixup_prob}: expected a range of numbers that"
+                " are not negative, and a probability"
+            )
+        if self.mixup_max_num < 1 or self.mixup_buffer_frames < 1:
+            raise ValueError(
+                f"mixup_max_num = {self.mixup_max_num}, mixup_buffer_frames = {self.mixup_buffer_frames}: expected at"
+                " least 1"
+            )
+        mixup = {f.name: f.default for f in fields(self) if f.name.startswith("mixup_")}
+        if not self.use_mixup and (unused := [n for n, default in mixup.items() if getattr(self, n) != default]):
+            raise ValueError(f"{', '.join(unused)}: no effect without use_mixup True")
+        if list(self.pretrain_layers) != sorted(self.pretrain_layers) or min(self.pretrain_layers, default=1) < 1:
+            raise ValueError(
+                f"pretrain_layers = {self.pretrain_layers}: expected numbers of layers that do not decrease, from 1"
+            )
+        if self.pretrain_epochs < 1:
+            raise ValueError(f"pretrain_epochs = {self.pretrain_epochs}: expected at least 1")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing = {self.label_smoothing}: expected 0 <= label_smoothing < 1")
         if any(scale < 0 for scale in (self.aed_loss_scale, self.dec_aux_loss_scale, *self.ctc_loss_scales)):

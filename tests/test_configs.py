@@ -8,6 +8,7 @@ it is made tiny.
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from fork_server import fork_config
 from runs import REPO, SMALL_MODEL, SMALL_TRANSFORMER_DECODER, config_file, run_config
 
 from recog.nbest import audit, load_nbest
+from rf_models.checkpoint import load_state_dict
 from rf_models.options import DECODER_OPTIONS
 from tools.config_table import description
 from tools.prepare_librispeech import main as prepare_librispeech
@@ -141,3 +143,40 @@ def test_workers_share_the_data(folder, num_workers):
     options = {**small_options("ted2_train"), "num_workers": num_workers, "max_seqs": 1}
     res = run_config("ted2_train", folder, **options, output_dir=f"output/w{num_workers}")
     assert "Trained 12 steps" in res.stdout + res.stderr
+
+
+def test_growing_encoder(folder):
+    """Options that are off by default, an interruption between the stages of pretraining, and recognition."""
+    options = {
+        **small_options("ted2_train"),
+        "enc_num_layers": 3,
+        "ctc_layers": "1,3",
+        "pretrain_layers": "1,2",
+        "pretrain_epochs": 1,
+        "enc_att_weight_dropout": 0.1,
+        "enc_ff_weight_dropout": 0.1,
+        "enc_conv_weight_dropout": 0.1,
+        "param_init": "tensorflow",
+        "ctc_window_size": 4,
+        "use_mixup": True,
+        "lr_per_sub_epoch": True,
+        "optimizer_type": "adam",
+        "keep_best_n": 3,
+        "output_dir": "output/grow",
+    }
+    for num_epochs in (1, 3):
+        fork_config("ted2_train", folder, **{**options, "num_epochs": num_epochs})
+    models = folder / "output" / "grow" / "models"
+    states = [load_state_dict(str(models / f"epoch.{i:03d}.pt"))[0] for i in (1, 2, 3)]
+    for i, (before, after) in enumerate(itertools.pairwise(states)):
+        for layer in range(3):
+            names = [name for name in before if name.startswith(f"encoder.layers.{layer}.")]
+            changed = [name for name in names if not before[name].equal(after[name])]
+            assert bool(changed) == (layer <= i + 1), (i, layer)
+    recog = {key: value for key, value in SMALL.items() if key in ("vocab", "num_workers")}
+    for epoch in (2, 3):
+        output_dir = f"output/grow_recog{epoch}"
+        load = {"load": models / f"epoch.{epoch:03d}.pt", "output_dir": output_dir, "recog_parts": "dev"}
+        res = fork_config("ted2_recog_ctc", folder, **recog, **load)
+        assert ("is of the layer-wise pretraining" in res.stdout) == (epoch == 2)
+        assert len(load_nbest(str(folder / output_dir / "nbest.jsonl"))[1]) == 3

@@ -5,6 +5,7 @@ The models of a recognition run: which checkpoints, what they hold, and whether 
 from __future__ import annotations
 
 import glob
+import math
 import os
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -234,6 +235,12 @@ def options_of_checkpoint(
     if info.kind != "aed_ctc":
         raise OptionError(f"{checkpoint} holds a model of the kind {info.kind}, but this run needs aed_ctc")
     check_vocab(checkpoint, info, vocab)
+    epoch = load_state_dict(checkpoint)[1].get("epoch") or math.inf
+    if epoch <= info.source.get("pretrain_epochs", 0):
+        print(
+            f"warning: {checkpoint} is of the layer-wise pretraining (until sub-epoch"
+            f" {info.source['pretrain_epochs']}): some of its encoder layers are not trained, but recognition runs all"
+        )
     found = info.model_options()
     for option in fields(AedCtcOptions):
         mine, its = getattr(model_opts, option.name), getattr(found, option.name)

@@ -16,6 +16,7 @@ from recog.learning_rates import LearningRatesError, read_learning_rates
 from recog.progress import Progress
 from rf_models.checkpoint import INFO_FILE, ModelInfo, build_model
 from rf_models.options import DECODER_OPTIONS, AedCtcOptions, AedCtcTrainOptions
+from rf_models.pretraining import num_pretrain_epochs
 
 from .corpus import CorpusOptions, open_corpus
 from .options import OptionError, resolve_options
@@ -60,7 +61,10 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     )
     output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
     record_options(output_dir, {**asdicts(groups), "num_labels": corpus.vocab.num_labels})
-    info = ModelInfo("aed_ctc", asdict(model_opts), corpus.vocab.num_labels, corpus.vocab.eos_index)
+    source = {}
+    if pretrain_epochs := num_pretrain_epochs(loss_opts, num_layers=model_opts.enc_num_layers):
+        source["pretrain_epochs"] = pretrain_epochs
+    info = ModelInfo("aed_ctc", asdict(model_opts), corpus.vocab.num_labels, corpus.vocab.eos_index, source)
     write_json(os.path.join(output_dir, "models", INFO_FILE), info.as_dict())
 
     def get_model(**_kwargs: Any) -> Any:
