@@ -119,8 +119,7 @@ class AedCtcOptions:
     """None: 4 dec_dim for relu; two thirds of that, rounded up to a multiple of 256, for swiglu."""
     dec_norm: Literal["layer_norm", "rms_norm"] = "rms_norm"
     dec_rotary_pos: bool = True
-    """Rotary positions in the self-attention (Su et al. 2021, https://arxiv.org/abs/2104.09864). RETURNN compiles a
-    kernel for it at the first step of a training: half a minute on a CPU, none with TORCHDYNAMO_DISABLE=1."""
+    """Rotary positions in the self-attention (Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
     dec_absolute_pos: bool = True
     """Sinusoidal positions added to the embedding; with rotary ones, both are used."""
     dec_share_embedding: bool = True
@@ -209,8 +208,6 @@ class AedCtcOptions:
                 f"dec_aux_layers = {self.dec_aux_layers}: expected different layers below the top one,"
                 f" of 1 ... {self.dec_num_layers - 1}"
             )
-        if self.dec_aux_layers and (self.dec_kind != "transformer" or not self.with_decoder):
-            raise ValueError(f"dec_aux_layers = {self.dec_aux_layers}: only a Transformer decoder has layers")
 
     @property
     def time_reduction(self) -> int:

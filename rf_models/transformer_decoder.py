@@ -6,7 +6,10 @@ options, and adds what training needs: softmax without padding, and auxiliary so
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import returnn.frontend as rf
+import torch
 from returnn.frontend.decoder.transformer import FeedForward, FeedForwardGated, TransformerDecoder
 from returnn.tensor import Dim, Tensor
 
@@ -78,10 +81,11 @@ class TransformerAttentionDecoder(TransformerDecoder):
         x = rf.dropout(x, self.input_dropout)
         state = self.default_initial_state(batch_dims=labels.remaining_dims(spatial_dim))
         outputs = {}
-        for i, (name, layer) in enumerate(self.layers.items(), 1):
-            x, _ = layer(x, spatial_dim=spatial_dim, state=state[name], encoder=memory[name])
-            if i in self.aux_layers or i == len(self.layers):
-                outputs[i] = x
+        with _compiled_on(x.raw_tensor.device):
+            for i, (name, layer) in enumerate(self.layers.items(), 1):
+                x, _ = layer(x, spatial_dim=spatial_dim, state=state[name], encoder=memory[name])
+                if i in self.aux_layers or i == len(self.layers):
+                    outputs[i] = x
         return outputs
 
     def layer_logits(self, x: Tensor, *, layer: int) -> Tensor:
@@ -124,3 +128,11 @@ class TransformerAttentionDecoder(TransformerDecoder):
                 for layer, x in outputs.items()
             }
         return {layer: self.layer_logits(x, layer=layer) for layer, x in outputs.items()}, labels
+
+
+def _compiled_on(device: torch.device) -> AbstractContextManager:
+    """
+    :return: context in which RETURNN's kernel for rotary positions is compiled or not: on a CPU that would take half a
+        minute in each process, need a C++ compiler, and make nothing faster
+    """
+    return torch.compiler.set_stance("force_eager") if device.type == "cpu" else nullcontext()

@@ -122,7 +122,7 @@ def open_external_models(
         info = infos["ctc_model"]
         if not info.model_options().ctc_layers:
             raise OptionError(f"ctc_checkpoint = {opts.ctc_checkpoint}: this model has no CTC head")
-        no_decoder = {"with_decoder": False, "dec_aux_layers": (), "dec_embed_init_stddev": None}
+        no_decoder = {"with_decoder": False, "dec_embed_init_stddev": None}
         infos["ctc_model"] = replace(info, options={**info.options, **no_decoder})
     return ExternalModels(infos=infos, checkpoints=checkpoints, ilm_type=ilm_type)
 
