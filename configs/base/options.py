@@ -25,7 +25,7 @@ RETURNN_KEYS = frozenset(
     backend behavior_version device load load_epoch log log_verbosity log_format log_batch_size log_grad_norm
     torch_amp torch_distributed torch_dataloader_opts torch_log_memory_usage torch_batching grad_scaler
     start_epoch save_interval stop_on_nonfinite_train_score random_seed debug_print_layer_output_template
-    use_train_proc_manager watch_memory startup_callback max_seqs max_seq_length min_seq_length
+    use_train_proc_manager watch_memory max_seqs max_seq_length min_seq_length
     """.split()
 )
 

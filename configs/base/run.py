@@ -15,6 +15,7 @@ from typing import Any
 from rf_models.options import AedCtcOptions, AedCtcTrainOptions
 
 from .corpus import CorpusOptions
+from .failures import failure_messages
 from .options import OptionError, returnn_literal
 from .train_options import TrainOptions
 
@@ -66,12 +67,21 @@ def config_name(namespace: dict[str, Any]) -> str:
 
 
 def write_json(filename: str, content: Any) -> None:
-    """Writes to a temporary name first (each process of a distributed run its own), so that the file is complete."""
+    """
+    Writes to a temporary name first (each process of a distributed run its own), so that the file is complete.
+
+    :raises OptionError: if it cannot be written
+    """
     temporary = f"{filename}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf8") as file:
-        json.dump(content, file, indent=2, sort_keys=True)
-        file.write("\n")
-    os.replace(temporary, filename)
+    try:
+        with open(temporary, "w", encoding="utf8") as file:
+            json.dump(content, file, indent=2, sort_keys=True)
+            file.write("\n")
+        os.replace(temporary, filename)
+    except OSError as exc:
+        with suppress(OSError):
+            os.remove(temporary)
+        raise OptionError(f"{filename} cannot be written: {exc.strerror}") from None
 
 
 def file_record(filename: str, *, name: str = "checkpoint") -> dict[str, Any]:
@@ -146,9 +156,18 @@ def make_output_dir(path: str) -> None:
         raise OptionError(f"cannot make the output folder {path}: {exc.strerror}") from None
 
 
-def log_config(output_dir: str) -> dict[str, Any]:
-    """:return: RETURNN's options for the log: everything to a file, the essential to the terminal"""
-    return {"log": [os.path.join(output_dir, "returnn.log")], "log_verbosity": [5, 3]}
+def log_config(output_dir: str, *, goes_on: str = "begins again") -> dict[str, Any]:
+    """
+    :param output_dir: of the run
+    :param goes_on: what the same command does after the run has failed
+    :return: RETURNN's options for the log (everything to a file, the essential to the terminal) and for the messages
+        of a run that cannot go on
+    """
+    return {
+        "log": [os.path.join(output_dir, "returnn.log")],
+        "log_verbosity": [5, 3],
+        "startup_callback": failure_messages(output_dir, goes_on=goes_on),
+    }
 
 
 def returnn_keys(values: dict[str, Any], *, training: bool = True) -> dict[str, Any]:

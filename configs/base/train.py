@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from returnn.log import log
+from returnn.util.math import merge_random_seeds
 
 from recog.learning_rates import LearningRatesError, read_learning_rates
 from recog.progress import Progress
@@ -20,6 +21,7 @@ from rf_models.pretraining import num_pretrain_epochs
 
 from .corpus import CorpusOptions, open_corpus
 from .options import OptionError, resolve_options
+from .resume import check_checkpoints, keep_losses
 from .run import (
     BEHAVIOR_VERSION,
     Setup,
@@ -148,6 +150,8 @@ def training_config(
     :param returnn_values: RETURNN's own keys that were set in config or command line
     :return: RETURNN's config: task train
     """
+    if not {"start_epoch", "load_epoch"} & returnn_values.keys():
+        check_checkpoints(output_dir, num_epochs=opts.num_epochs, is_first_process=_rank() == 0)
     learning_rate_file = os.path.join(output_dir, "learning_rates")
     if os.path.isfile(learning_rate_file):
         try:
@@ -158,9 +162,20 @@ def training_config(
 
     def dynamic_learning_rate(*, epoch: int, epoch_continuous: float | None = None, **_kwargs: Any) -> float:
         position = epoch - 1 if epoch_continuous is None else epoch_continuous
-        if os.environ.get("RANK", "0") == "0":  # one of the processes under torchrun
+        if _rank() == 0:  # one of the processes under torchrun
             progress.update(position / opts.num_epochs, f"sub-epoch {epoch} of {opts.num_epochs}")
         return opts.learning_rate_at(epoch - 1 if opts.lr_per_sub_epoch else position)
+
+    def epoch_start(*, epoch: int, step: int, dataset_name: str, **_kwargs: Any) -> None:
+        if dataset_name != "train":
+            return
+        import returnn.frontend as rf
+
+        # RETURNN has set the seed already, but then the data loader took random numbers: a new one takes more of them
+        # than one that has its processes from the sub-epoch before. Resumed training must not depend on that.
+        rf.set_random_seed(merge_random_seeds([epoch, step, opts.random_seed, _rank()]))
+        if _rank() == 0:
+            keep_losses(output_dir)
 
     config = {
         "backend": "torch",
@@ -177,6 +192,7 @@ def training_config(
         "max_seqs": max_seqs,
         "accum_grad_multiple_step": opts.accum_grad_multiple_step,
         "optimizer": _optimizer(opts),
+        "epoch_start": epoch_start,
         "learning_rate": opts.peak_learning_rate,
         "dynamic_learning_rate": dynamic_learning_rate,
         "learning_rate_control": "constant",
@@ -191,7 +207,7 @@ def training_config(
         "random_seed": opts.random_seed,
         "torch_dataloader_opts": {"num_workers": num_workers},
         "torch_dataloader_shard_workers": True,  # else each of several workers loads all of the data
-        **log_config(output_dir),
+        **log_config(output_dir, goes_on="goes on after the last complete sub-epoch"),
     }
     if max_seq_length:
         config["max_seq_length"] = max_seq_length
@@ -201,6 +217,11 @@ def training_config(
         config["torch_amp"] = {"dtype": "bfloat16"}
     config.update(returnn_keys(returnn_values))
     return config
+
+
+def _rank() -> int:
+    """:return: number of this process under torchrun, else 0"""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _optimizer(opts: LoopOptions) -> dict[str, Any]:
