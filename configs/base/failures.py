@@ -54,7 +54,7 @@ def failure_messages(output_dir: str, *, goes_on: str) -> Callable[..., None]:
                 previous(kind, error, trace)
                 return
             _log_trace(kind, error, trace)
-            remove_temporary_files(output_dir, also_new=True)
+            remove_temporary_files(output_dir)
             print(f"error: {message}. The same command {goes_on}.", file=sys.stderr, flush=True)
             _end_engine()
 
@@ -107,19 +107,19 @@ def _free_space(folder: str) -> str:
         return ""
 
 
-def remove_temporary_files(output_dir: str, *, also_new: bool) -> None:
+def remove_temporary_files(output_dir: str) -> None:
     """
-    Removes what a run that was interrupted while it wrote a file has left: it takes space that is needed.
+    Removes what a run that was interrupted while it wrote a file has left: it takes space that is needed. Files that
+    another process may be about to write are left alone: those that several processes write must be an hour old.
 
     :param output_dir: of the run
-    :param also_new: also files that another process of this run, or another run, may be about to write
     """
     if os.environ.get("RANK", "0") != "0":
         return
     for pattern in ("*.tmp", "text/*.tmp", "models/*.tmp", "*.new_tmp", "models/*.tmp_write"):
         for filename in glob.glob(os.path.join(glob.escape(output_dir), pattern)):
             with suppress(OSError):
-                if also_new or not filename.endswith(".tmp") or time.time() - os.path.getmtime(filename) > 3600:
+                if not filename.endswith(".tmp") or time.time() - os.path.getmtime(filename) > 3600:
                     os.remove(filename)
 
 

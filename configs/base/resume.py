@@ -8,15 +8,15 @@ no half file. A full disk, a quota, a broken machine or an incomplete copy can.
 
 from __future__ import annotations
 
-import ast
 import errno
 import os
 import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
 from contextlib import suppress
+
+from recog.learning_rates import LearningRatesError, read_learning_rates
 
 from .failures import remove_temporary_files
 from .options import OptionError
@@ -41,7 +41,7 @@ def check_checkpoints(output_dir: str, *, num_epochs: int, is_first_process: boo
     """
     folder = os.path.join(output_dir, "models")
     if is_first_process:
-        remove_temporary_files(output_dir, also_new=False)
+        remove_temporary_files(output_dir)
     models, states = _numbered(folder, ".pt"), _numbered(folder, ".opt.pt")
     if not models:
         return
@@ -137,37 +137,22 @@ def _check_losses(output_dir: str, epoch: int, *, is_first_process: bool) -> str
 
 def losses_problem(filename: str, epoch: int) -> str | None:
     """
-    :param filename: RETURNN's record of losses, a Python expression; it is parsed only
+    :param filename: RETURNN's record of losses
     :param epoch: to go on after
     :return: what is missing of what RETURNN needs then: train losses until this sub-epoch, dev losses until the one
         before; None: nothing
     """
     try:
-        with open(filename, encoding="utf8") as file:
-            names = _loss_names(file.read())
+        names = read_learning_rates(filename)
     except FileNotFoundError:
         return "is missing"
-    except (ValueError, SyntaxError) as exc:
-        return f"is damaged ({exc})"
+    except LearningRatesError as exc:
+        return f"is damaged ({str(exc).removeprefix(filename + ': ')})"
     for number in range(1, epoch + 1):
         for kind in ("train", "dev") if number < epoch else ("train",):
             if not any(name.startswith(f"{kind}_") for name in names.get(number, ())):
                 return f"lacks the {kind} losses of sub-epoch {number}"
     return None
-
-
-def _loss_names(text: str) -> Mapping[int, list[str]]:
-    """:return: names of the losses, by sub-epoch"""
-    tree = ast.parse(text, mode="eval").body
-    if not isinstance(tree, ast.Dict):
-        raise ValueError("not a dict")
-    res = {}
-    for key, value in zip(tree.keys, tree.values, strict=True):
-        if not isinstance(key, ast.Constant) or not isinstance(value, ast.Call):
-            raise ValueError("not a dict of EpochData")
-        errors = [word.value for word in value.keywords if word.arg == "error" and isinstance(word.value, ast.Dict)]
-        res[key.value] = [k.value for d in errors for k in d.keys if isinstance(k, ast.Constant)]
-    return res
 
 
 def keep_losses(output_dir: str) -> None:

@@ -170,10 +170,13 @@ def log_config(output_dir: str, *, goes_on: str = "begins again") -> dict[str, A
     }
 
 
-def returnn_keys(values: dict[str, Any], *, training: bool = True) -> dict[str, Any]:
+def returnn_keys(
+    values: dict[str, Any], *, training: bool = True, distributed: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """
     :param values: RETURNN keys from config file and command line
     :param training: False: each process works for itself
+    :param distributed: RETURNN's torch_distributed of this training under torchrun
     :return: as Python values; distributed training is checked and, under torchrun, switched on
     """
     # torch loads checkpoints with weights_only=True, unless told otherwise here: then they could run any code.
@@ -181,6 +184,7 @@ def returnn_keys(values: dict[str, Any], *, training: bool = True) -> dict[str, 
         raise OptionError(
             f"the environment variable {UNSAFE_LOAD} is set, so that checkpoints could run code: unset it"
         )
+    distributed = DISTRIBUTED_GRADIENTS if distributed is None else distributed
     # RETURNN applies the command line once more after the config: only what it would take as text needs care.
     typed_keys = ("torch_distributed", "torch_dataloader_opts", "max_seq_length", "min_seq_length", "grad_scaler")
     res = {key: returnn_literal(values[key], name=key) for key in typed_keys if key in values}
@@ -201,8 +205,15 @@ def returnn_keys(values: dict[str, Any], *, training: bool = True) -> dict[str, 
                 f"torch_distributed = {opts!r}: expected a dict with reduce_type and dataset_distribution, for example"
                 f" {DISTRIBUTED_GRADIENTS}. Without this option torchrun uses just that."
             )
+        if distributed["reduce_type"] == "param":
+            raise OptionError("torch_distributed and distributed = param are both given: expected one of them")
     elif num_processes > 1:
-        res["torch_distributed"] = dict(DISTRIBUTED_GRADIENTS)
+        res["torch_distributed"] = dict(distributed)
+    elif distributed["reduce_type"] == "param" and "WORLD_SIZE" not in os.environ:
+        raise OptionError(
+            "distributed = param has no effect in a single process. Start the run with torchrun, for example\n"
+            "  torchrun --nproc-per-node 2 --standalone -m returnn CONFIG ++distributed param ++param_sync_step 100"
+        )
     if "torch_distributed" in res:
         import torch
 
@@ -224,8 +235,27 @@ def check_one_process(what: str) -> None:
 
 
 UNSAFE_LOAD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-DISTRIBUTED_GRADIENTS = {"dataset_distribution": "shard", "reduce_type": "grad_explicit"}
-"""Data-parallel training with synchronised gradients; each rank reads its shard of the data."""
+DISTRIBUTED_GRADIENTS = {"dataset_distribution": "shard", "reduce_type": "grad_explicit", "sync_complete_frac": True}
+"""
+Data-parallel training with synchronised gradients; each rank reads its shard of the data. The last option is RETURNN's
+default from behaviour version 33 on: without it each rank has a learning rate of its own, as it is elsewhere in its
+shard, and so the ranks get other parameters.
+"""
+
+
+def distributed_parameters(every: int) -> dict[str, Any]:
+    """
+    :param every: updates between two means
+    :return: data-parallel training where the mean of all parameters is taken now and then, and at the end of a
+        sub-epoch that of the optimiser's state, too: so the checkpoint is what all ranks go on with.
+    """
+    return {
+        "dataset_distribution": "shard",
+        "reduce_type": "param",
+        "param_sync_step": every,
+        "sync_complete_frac": True,
+        "sync_at_epoch_end": True,
+    }
 
 
 def asdicts(groups: dict[type, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from .run import (
     asdicts,
     command_line_options,
     config_name,
+    distributed_parameters,
     log_config,
     make_output_dir,
     returnn_keys,
@@ -215,7 +216,8 @@ def training_config(
         config["gradient_clip_global_norm"] = opts.gradient_clip_global_norm
     if _use_amp(opts):
         config["torch_amp"] = {"dtype": "bfloat16"}
-    config.update(returnn_keys(returnn_values))
+    parameters = distributed_parameters(opts.param_sync_step) if opts.param_sync_step else None
+    config.update(returnn_keys(returnn_values, distributed=parameters))
     return config
 
 

@@ -36,6 +36,12 @@ class LoopOptions:
     amp: Literal["auto", "bfloat16", "off"] = "auto"
     """Mixed precision. "auto": bfloat16 where the GPU has it, off elsewhere."""
 
+    distributed: Literal["grad", "param"] = "grad"
+    """Under torchrun, each process with its share of the data. "grad": the mean of all gradients in each update.
+    "param": updates without the others, and the mean of all parameters every param_sync_step updates."""
+    param_sync_step: int | None = None
+    """Updates between two means of the parameters; for distributed = "param" only."""
+
     keep_last_n: int = 5
     """Checkpoints of so many last sub-epochs are kept."""
     keep_best_n: int = 0
@@ -45,6 +51,13 @@ class LoopOptions:
     def __post_init__(self):
         if self.num_epochs < 1:
             raise ValueError(f"num_epochs = {self.num_epochs}: expected at least 1")
+        if self.distributed == "param" and (self.param_sync_step or 0) < 1:
+            raise ValueError(
+                f"param_sync_step = {self.param_sync_step}: distributed = param needs a number of updates, for example"
+                " 100"
+            )
+        if self.distributed != "param" and self.param_sync_step is not None:
+            raise ValueError(f"param_sync_step = {self.param_sync_step}: only with distributed = param")
         if len(self.lr_positions) != len(self.lr_factors):
             raise ValueError("lr_positions and lr_factors differ in length")
         if list(self.lr_positions) != sorted(self.lr_positions) or self.lr_positions[0] != 0:
