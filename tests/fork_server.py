@@ -95,7 +95,7 @@ def fork_config(
     return res
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
     """What runs import. Nothing may compute: threads of torch do not survive a fork."""
     import glob
     import importlib
@@ -134,7 +134,7 @@ def _serve() -> list[str] | None:
 
 
 if __name__ == "__main__":
-    _import_everything()
+    import_everything()
     run_args = _serve()
     if run_args is not None:
         from returnn.__main__ import main

@@ -16,23 +16,22 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import json
 import os
 import random
 import re
 import resource
 import signal
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from corpora import make_librispeech
-from runs import REPO, SMALL_MODEL, config_file, run_tool
+from fork_server import import_everything
+from forked import Training, run_script
+from runs import SMALL_MODEL, run_tool
 
 VOCAB = "spm_unigram_40"
 AUDIO_OPTIONS = {
@@ -101,23 +100,6 @@ def run_differences(first: str, second: str, epoch: int) -> list[str]:
     return found + ([] if rates[0] == rates[1] else ["learning_rates"])
 
 
-class Child(BaseException):
-    """Leaves the script's own functions in the process of a training."""
-
-    def __init__(self, args: list[str], prepare: Callable[[], None] | None):
-        super().__init__()
-        self.args_, self.prepare = args, prepare
-
-    def run(self) -> None:
-        """RETURNN's main function, as rnn.py calls it."""
-        from returnn.__main__ import main as returnn_main
-
-        if self.prepare is not None:
-            self.prepare()
-        sys.argv = ["rnn.py", *self.args_]
-        returnn_main()
-
-
 def _die_at(ending: str) -> None:
     """SIGKILL when the file with this ending has been written by half."""
     rename = os.rename
@@ -143,76 +125,12 @@ def _full_disk_at(ending: str) -> None:
     torch.save = limited_save
 
 
-def import_all() -> None:
-    """What trainings import. Nothing may compute here: threads do not survive a fork."""
-    os.environ.pop("DATA_DIR", None)
-    sys.path.insert(0, REPO)
-    for name in """returnn.__main__ returnn.datasets.audio returnn.datasets.lm returnn.torch.engine scipy.signal
-        returnn.torch.frontend sentencepiece configs.base.demo configs.base.train configs.base.lm
-        configs.base.augmentation rf_models.aed_ctc rf_models.lm_train""".split():
-        importlib.import_module(name)
-    sys.path.remove(REPO)  # configs must find their packages themselves
-
-
 @dataclass
-class Training:
-    """A training, which can be started again."""
+class KilledTraining(Training):
+    """A training that ends in the middle again and again."""
 
-    config: str
-    options: dict[str, Any]
-    folder: str
-    output_dir: str
     places: list[str] = field(default_factory=list)
     """Where each kill hit."""
-
-    @property
-    def output(self) -> str:
-        """:return: output folder"""
-        return os.path.join(self.folder, self.output_dir)
-
-    def log(self) -> str:
-        """:return: the run's log"""
-        try:
-            with open(os.path.join(self.output, "returnn.log"), encoding="utf8") as file:
-                return file.read()
-        except FileNotFoundError:
-            return ""
-
-    def terminal(self) -> str:
-        """:return: what all starts have printed"""
-        with open(self.output + ".terminal.log", encoding="utf8") as file:
-            return file.read()
-
-    def start(self, *, prepare: Callable[[], None] | None = None) -> int:
-        """
-        :param prepare: called first in the process of the training
-        :return: process id
-        """
-        args = [config_file(self.config)]
-        for key, value in {**self.options, "output_dir": self.output_dir}.items():
-            args += [f"++{key}", str(value)]
-        os.makedirs(os.path.dirname(self.output), exist_ok=True)
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid:
-            return pid
-        os.chdir(self.folder)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        terminal = os.open(self.output + ".terminal.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(terminal, 1)
-        os.dup2(terminal, 2)
-        raise Child(args, prepare)
-
-    def finish(self, pid: int | None = None) -> float:
-        """
-        :param pid: of a start; None: starts it
-        :return: seconds until it has ended
-        """
-        begin = time.monotonic()
-        _, status = os.waitpid(self.start() if pid is None else pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        assert code == 0, f"exit code {code}\n{self.terminal()[-4000:]}"
-        return time.monotonic() - begin
 
     def kill_in_write(self, ending: str) -> None:
         """Starts it; it is killed when half of a file with this ending is written."""
@@ -278,7 +196,9 @@ def _place(log: str, output: str) -> str:
     return f"after {match.group(1)!r}" if match else lines[-1][:40]
 
 
-def random_kills(run: Training, rng: random.Random, *, num_kills: int, start_time: float, epoch_time: float) -> None:
+def random_kills(
+    run: KilledTraining, rng: random.Random, *, num_kills: int, start_time: float, epoch_time: float
+) -> None:
     """
     :param run:
     :param rng: draws the points
@@ -297,7 +217,7 @@ def random_kills(run: Training, rng: random.Random, *, num_kills: int, start_tim
     run.finish()
 
 
-def chosen_kills(run: Training) -> None:
+def chosen_kills(run: KilledTraining) -> None:
     """Kills in the second sub-epoch and when its checkpoint is written. Audio: other reasons to end there, too."""
     middle = "ep 2 train, step 1"
     assert run.kill_after(middle), "ended before it could be killed"
@@ -328,7 +248,7 @@ def main() -> int:
     os.makedirs(folder, exist_ok=True)
     if not os.path.isdir(os.path.join(folder, "data")):
         make_corpus(folder, num_train=args.train)
-    import_all()
+    import_everything()
     epochs = 3 if args.chosen else args.epochs
     audio = {**AUDIO_OPTIONS, "num_epochs": epochs}
     text = {**LM_OPTIONS, "num_epochs": epochs, "keep_last_n": 2}
@@ -349,7 +269,7 @@ def main() -> int:
             duration = reference.finish()
             epoch_time = _training_seconds(reference.log()) / epochs
             print(f"{name}: undisturbed {duration:.0f} s", flush=True)
-        run = Training(config, options, folder, f"output/killed_{number}")
+        run = KilledTraining(config, options, folder, f"output/killed_{number}")
         print(f"{name}:", flush=True)
         if args.chosen:
             chosen_kills(run)
@@ -372,11 +292,4 @@ def _training_seconds(log: str) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except Child as child:
-        code = None
-        training = child
-    if code is None:
-        training.run()
-    sys.exit(code)
+    run_script(main)

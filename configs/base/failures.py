@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["explain", "failure_messages", "remove_temporary_files"]
+__all__ = ["explain", "failure_messages", "quiet_worker", "remove_temporary_files"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch says when a file cannot be written; it does not tell the reason.
@@ -65,6 +65,20 @@ def failure_messages(output_dir: str, *, goes_on: str) -> Callable[..., None]:
         logging.raiseExceptions = False
 
     return startup_callback
+
+
+def quiet_worker(_worker_id: int) -> None:
+    """
+    For processes that load data: when the main process ends, they lose it in the middle of something. That is no error
+    of theirs. (A process that was really lost is reported by the main process.)
+    """
+    previous = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not isinstance(error, (ConnectionError, EOFError, KeyboardInterrupt)):
+            previous(kind, error, trace)
+
+    sys.excepthook = show
 
 
 def explain(error: BaseException, output_dir: str) -> str | None:

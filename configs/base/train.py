@@ -20,6 +20,7 @@ from rf_models.options import DECODER_OPTIONS, AedCtcOptions, AedCtcTrainOptions
 from rf_models.pretraining import num_pretrain_epochs
 
 from .corpus import CorpusOptions, open_corpus
+from .failures import quiet_worker
 from .options import OptionError, resolve_options
 from .resume import check_checkpoints, keep_losses
 from .run import (
@@ -206,7 +207,7 @@ def training_config(
             "keep": [opts.num_epochs],
         },
         "random_seed": opts.random_seed,
-        "torch_dataloader_opts": {"num_workers": num_workers},
+        "torch_dataloader_opts": {"num_workers": num_workers, "worker_init_fn": quiet_worker},
         "torch_dataloader_shard_workers": True,  # else each of several workers loads all of the data
         **log_config(output_dir, goes_on="goes on after the last complete sub-epoch"),
     }
@@ -247,6 +248,7 @@ def _use_amp(opts: LoopOptions) -> bool:
 _FREE_TO_CHANGE = frozenset(
     """
     data_dir num_epochs num_workers keep_last_n keep_best_n amp output_dir dev_max_seqs dev_texts batch_size max_seqs
+    distributed param_sync_step
     """.split()
 )
 
