@@ -20,7 +20,7 @@ from returnn.log import log
 from returnn.tensor import TensorDict, batch_dim
 
 from rf_models.aed_ctc import AedCtcModel
-from rf_models.checkpoint import INFO_KEY, ModelInfo, build_model, load_state_dict
+from rf_models.checkpoint import INFO_KEY, ModelInfo, build_model, load_state_dict, save_checkpoint
 from rf_models.sequences import append_eos, spatial_dim_of
 
 from .out_of_memory import splits_when_out_of_memory
@@ -108,6 +108,5 @@ class ContextCallback(ForwardCallbackIface):
             model.set_constant_context(context)
             state = {key: param.raw_tensor.detach().cpu().clone() for key, param in model.named_parameters()}
             filename = self._file(name)
-            torch.save({"model": state, INFO_KEY: self.info.as_dict()}, filename + ".tmp")
-            os.replace(filename + ".tmp", filename)
+            save_checkpoint({"model": state, INFO_KEY: self.info.as_dict()}, filename)
             print(f"{name}-context internal language model: {filename}", file=log.v1, flush=True)

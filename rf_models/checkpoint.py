@@ -7,8 +7,10 @@ the checkpoints of a training.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_type_hints
 
@@ -24,6 +26,7 @@ __all__ = [
     "load_state_dict",
     "options_class",
     "read_model_info",
+    "save_checkpoint",
 ]
 
 INFO_KEY = "model_info"
@@ -206,3 +209,26 @@ def load_parameters(model: rf.Module, filename: str) -> None:
         for name, param in model.named_parameters():
             if name in state:  # not so for statistics that a checkpoint need not have
                 param.raw_tensor.copy_(state[name])
+
+
+def save_checkpoint(content: dict[str, Any], filename: str) -> None:
+    """
+    Writes a checkpoint under a temporary name first; the same content gives the same file.
+
+    :param content:
+    :param filename:
+    :raises OSError: if it cannot be written; nothing is left then
+    """
+    import torch
+
+    temporary = filename + ".tmp"
+    try:
+        torch.save(content, temporary)
+        os.replace(temporary, filename)
+    except BaseException as exc:
+        with suppress(OSError):
+            os.remove(temporary)
+        if isinstance(exc, RuntimeError):  # torch does not say more than that it failed
+            reason = "it cannot be written: no space left, or a quota or a limit of the file size is reached"
+            raise OSError(errno.ENOSPC, reason, filename) from None
+        raise

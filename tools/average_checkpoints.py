@@ -84,7 +84,7 @@ def average(files: list[str], out: str) -> None:
     """
     import torch
 
-    from rf_models.checkpoint import INFO_KEY, load_state_dict, read_model_info
+    from rf_models.checkpoint import INFO_KEY, load_state_dict, read_model_info, save_checkpoint
 
     sums: dict[str, torch.Tensor] = {}
     for file in files:
@@ -105,8 +105,7 @@ def average(files: list[str], out: str) -> None:
     if info := read_model_info(files[-1]):
         content[INFO_KEY] = info.as_dict()
     content["averaged"] = [os.path.basename(file) for file in files]
-    torch.save(content, out + ".tmp")
-    os.replace(out + ".tmp", out)
+    save_checkpoint(content, out)
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ def _print_ignored(ignored: dict[str, str]) -> None:
 @contextlib.contextmanager
 def _temporary(filename: str) -> Iterator[str]:
     """:return: name in the same folder, whose file is removed if it has not been renamed"""
-    temporary = f"{filename}.{os.getpid()}.tmp"
+    temporary = f"{filename}.new"  # always the same: torch writes the name into the file
     try:
         yield temporary
     finally:

@@ -114,6 +114,9 @@ def run(get_preparation: Callable[[], Preparation], args: argparse.Namespace, *,
     def work() -> int:
         try:
             return prepare(get_preparation(), args, tool=tool)
+        except OSError as exc:
+            where, what = exc.filename or args.dst, exc.strerror or exc
+            raise CorpusError(f"{where}: {what}; start the same command again: finished parts are kept") from None
         except KeyboardInterrupt:
             raise CorpusError("interrupted; start the same command again: finished parts are kept") from None
 

@@ -15,7 +15,7 @@ import numpy as np
 import returnn.frontend as rf
 import torch
 
-from rf_models.checkpoint import INFO_KEY, ModelInfo, build_model, options_class
+from rf_models.checkpoint import INFO_KEY, ModelInfo, build_model, options_class, save_checkpoint
 
 from .asr import has_decoder, has_encoder, has_mini_lstm, map_asr, map_mini_lstm_ilm
 from .lm import has_lstm_lm, has_transformer_lm, map_lstm_lm, map_transformer_lm
@@ -393,7 +393,7 @@ def write_checkpoint(plan: Plan, filename: str, *, progress: Callable[[float, st
         "step": _global_step(plan.variables),
         INFO_KEY: plan.info.as_dict(),
     }
-    torch.save(content, filename)
+    save_checkpoint(content, filename)
     return sum(value.numel() for value in state.values())
 
 
