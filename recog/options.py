@@ -125,7 +125,8 @@ class SearchOptions:
 
     beam_size: int = 12
     n_best: int | None = None
-    """Number of hypotheses to return. None: beam_size."""
+    """Number of hypotheses to return. None: beam_size. Only a label-synchronous search that collects ended hypotheses
+    beside its beam can have more than that."""
     att_scale: float = 1.0
     ctc_scale: float = 0.0
     lm_scale: float = 0.0
@@ -155,6 +156,14 @@ class SearchOptions:
         if not (self.att_scale or self.ctc_scale or self.lm_scale):
             raise ValueError("att_scale, ctc_scale and lm_scale are all 0: nothing to search with")
 
+    def _check_n_best(self) -> None:
+        """:raises ValueError: more hypotheses are wanted than this search keeps"""
+        if self.n_best is not None and self.n_best > self.beam_size:
+            raise ValueError(
+                f"n_best = {self.n_best}, but beam_size = {self.beam_size}: this search ends with no more hypotheses"
+                " than its beam has"
+            )
+
 
 @dataclass(frozen=True)
 class GreedyOptions:
@@ -182,6 +191,8 @@ class LabelSyncOptions(SearchOptions):
     def __post_init__(self):
         super().__post_init__()
         _check(self.ended_hyps in ("separate", "in_beam"), "ended_hyps", self.ended_hyps, "separate or in_beam")
+        if self.ended_hyps == "in_beam":
+            self._check_n_best()
         if (self.coverage_scale or self.monotonicity_scale) and not self.att_scale:
             raise ValueError("coverage_scale and monotonicity_scale need att_scale > 0")
 
@@ -210,6 +221,7 @@ class TimeSyncOptions(SearchOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_n_best()
         _check(self.recombination in ("max", "sum"), "recombination", self.recombination, "max or sum")
         for name in ("blank_scale", "repeat_scale"):
             value = getattr(self, name)

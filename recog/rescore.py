@@ -21,7 +21,7 @@ from .forward import forward_step_of
 from .inputs import NO_DATA, Encoded, ScoreData, search_inputs
 from .nbest import Utterance, load_nbest
 from .options import CtcOptions, LabelSyncOptions, RescoreOptions, SearchOptions, TimeSyncOptions
-from .vocab import Vocab
+from .vocab import Vocab, vocab_differences
 
 __all__ = ["GivenHypotheses", "load_hypotheses", "make_forced_step", "make_rescore_step"]
 
@@ -47,9 +47,7 @@ def load_hypotheses(filename: str, *, vocab: Vocab) -> dict[str, Utterance]:
     :raises ValueError: not a valid n-best file, or of another vocabulary
     """
     header, utterances = load_nbest(filename)
-    mine, its = vocab.describe(), header.vocab
-    different = [f"{key} {its[key]!r} instead of {mine[key]!r}" for key in mine if key in its and its[key] != mine[key]]
-    if different:
+    if different := vocab_differences(vocab.describe(), header.vocab):
         raise ValueError(
             f"{filename} has labels of another vocabulary ({', '.join(different)}); choose the right one with ++vocab"
         )

@@ -13,16 +13,17 @@ by SentencePiece, which executes nothing.)
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .prepared_corpus import is_inside
 
-__all__ = ["Vocab", "labels_of_dict", "load_vocab"]
+__all__ = ["Vocab", "labels_of_dict", "load_vocab", "vocab_differences"]
 
 _MAX_BYTES = 64 * 2**20
 """Of a file of labels or merges. Those of published models have 0.2 MiB."""
@@ -95,9 +96,29 @@ class Vocab:
         vocab = self._load()
         return vocab.sp.id_to_piece(int(label)) if self.type == "sentencepiece" else vocab.labels[int(label)]
 
+    def labels_hash(self) -> str:
+        """:return: of all sub-words in their order: two vocabularies with the same have the same labels"""
+        names = "\n".join(self.label_name(label) for label in range(self.num_labels))
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
     def describe(self) -> dict[str, Any]:
         """:return: what the header of an n-best file says of the vocabulary"""
-        return {"name": self.name, "type": self.type, "num_labels": self.num_labels, "eos_index": self.eos_index}
+        return {
+            "name": self.name,
+            "type": self.type,
+            "num_labels": self.num_labels,
+            "eos_index": self.eos_index,
+            "labels_hash": self.labels_hash(),
+        }
+
+
+def vocab_differences(mine: Mapping[str, Any], its: Mapping[str, Any]) -> list[str]:
+    """
+    :param mine: description of a vocabulary, see :meth:`Vocab.describe`
+    :param its: another one, can be of an older version and say less
+    :return: what differs, for messages
+    """
+    return [f"{key} {its[key]!r} instead of {mine[key]!r}" for key in mine if key in its and its[key] != mine[key]]
 
 
 def load_vocab(filename: str) -> Vocab:

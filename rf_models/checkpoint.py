@@ -49,6 +49,8 @@ class ModelInfo:
     eos_index: int
     source: dict[str, Any] = field(default_factory=dict)
     """Where the parameters come from, for the record."""
+    labels_hash: str | None = None
+    """Of the sub-words that the labels stand for (``recog.vocab.Vocab.labels_hash``). None: not known."""
 
     def as_dict(self) -> dict[str, Any]:
         """:return: plain values, as they are stored"""

@@ -147,7 +147,7 @@ class AedCtcOptions:
             )
         if not self.ctc_layers and not self.with_decoder:
             raise ValueError("the model has neither a CTC head (ctc_layers) nor a decoder (with_decoder)")
-        for name in ("enc_att_weight_dropout", "enc_ff_weight_dropout", "enc_conv_weight_dropout"):
+        for name in (field.name for field in fields(self) if "dropout" in field.name or "dec_zoneout" in field.name):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected 0 <= {name} < 1")
         if self.ctc_window_size < 0 or self.ctc_window_std < 0:

@@ -6,7 +6,6 @@ import os
 
 import pytest
 import torch
-from tiny_models import LSTM_LM, save_model
 from tiny_setup import ROOT, TinySetup, make_tiny_setup
 
 from configs.base.models import ExternalModels, check_combination
@@ -81,35 +80,6 @@ def options_error(setup, monkeypatch, tmp_path, search, *, run="recognition_run"
     with pytest.raises(OptionError) as info:
         getattr(recog, run)({"__file__": "x.config"}, demo.setup, search)
     return str(info.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"lm_scale": 0.3}, "lm_scale = 0.3, but there is no such model: give lm_checkpoint"),
-        ({"lm_checkpoint": "lstm_lm"}, "lm_scale = 0, so it would have no effect: give ++lm_scale"),
-        ({"lm_scale": 0.3, "lm_checkpoint": "mini_ilm"}, "holds a model of the kind mini_lstm_ilm, but an external"),
-        ({"lm_scale": 0.3, "lm_checkpoint": "aed"}, "must be lstm_lm or transformer_lm"),
-        ({"lm_scale": 0.3, "lm_checkpoint": "nowhere"}, "no such checkpoint"),
-        ({"lm_scale": 0.3, "lm_checkpoint": "other_vocab"}, "was trained with another vocabulary: it has 77 labels"),
-        ({"ilm_scale": 0.3}, "ilm_scale = 0.3, but there is no such model: give ilm_type or ilm_checkpoint"),
-        ({"ilm_type": "zero"}, "ilm_type or ilm_checkpoint = zero, but ilm_scale = 0"),
-        ({"ilm_scale": 0.3, "ilm_type": "density_ratio"}, 'ilm_type = "density_ratio" needs ilm_checkpoint'),
-        ({"ilm_scale": 0.3, "ilm_type": "zero", "ilm_checkpoint": "mini_ilm"}, "has no use for it"),
-        ({"ilm_scale": 0.3, "ilm_type": "density_ratio", "ilm_checkpoint": "mini_ilm"}, "ilm_type density_ratio must"),
-        ({"ilm_scale": 0.3, "ilm_type": "mini"}, "ilm_type = 'mini': expected mini_lstm or zero or avg"),
-        ({"ctc_scale": 0.3, "ctc_checkpoint": "lstm_lm"}, "holds a model of the kind lstm_lm, but CTC scores must"),
-        ({"ctc_checkpoint": "second_aed"}, "ctc_checkpoint is given, but ctc_scale = 0"),
-        ({"ctc_scale": 0.3, "ctc_checkpoint": "second_aed", "ctc_layer": 2}, "ctc_layer = 2: the model has CTC heads"),
-        ({"lm_checkpont": "x"}, "unknown option 'lm_checkpont'; did you mean lm_checkpoint"),
-    ],
-)
-def test_wrong_combinations_are_refused_at_once(setup, monkeypatch, tmp_path, options, message):
-    files = dict(setup.checkpoints)
-    if "other_vocab" in options.values():
-        files["other_vocab"] = save_model(str(tmp_path / "other_vocab.pt"), LSTM_LM, num_labels=77)
-    options = {name: files.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
-    assert message in options_error(setup, monkeypatch, tmp_path, LabelSyncOptions(), **options)
 
 
 def test_checkpoint_that_does_not_say_what_it_is(setup, monkeypatch, tmp_path):

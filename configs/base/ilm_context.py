@@ -12,7 +12,7 @@ from rf_models.checkpoint import build_model, read_model_info
 
 from .corpus import CorpusOptions, open_corpus
 from .lm import ilm_info
-from .options import OptionError, resolve_options
+from .options import OptionError, check_positive, resolve_options
 from .recog import find_checkpoint
 from .run import (
     BEHAVIOR_VERSION,
@@ -46,8 +46,7 @@ class IlmContextOptions:
     max_seqs: int = 200
 
     def __post_init__(self):
-        if self.num_utterances < 1:
-            raise ValueError(f"num_utterances = {self.num_utterances}: expected at least 1")
+        check_positive(self, "num_utterances", "batch_size", "max_seqs")
 
 
 def ilm_context_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 from rf_models.checkpoint import INFO_FILE, ModelInfo, build_model, load_state_dict, read_model_info
 from rf_models.lm_options import LstmLmOptions, MiniLstmIlmOptions, TransformerLmOptions
 
+from .models import check_vocab, find_checkpoint
 from .options import OptionError, resolve_options
-from .recog import find_checkpoint
 from .run import asdicts, command_line_options, config_name, write_json
 from .text import TextOptions, TextSetup, lm_extern_data, open_texts, text_dataset
 from .train import record_options, training_config
@@ -39,7 +39,11 @@ def lm_training_run(
         groups,
         values,
         make_info=lambda vocab: ModelInfo(
-            _KINDS[type(model)], asdict(groups[type(model)]), vocab.num_labels, vocab.eos_index
+            _KINDS[type(model)],
+            asdict(groups[type(model)]),
+            vocab.num_labels,
+            vocab.eos_index,
+            labels_hash=vocab.labels_hash(),
         ),
     )
 
@@ -103,16 +107,13 @@ def ilm_info(asr_checkpoint: str, vocab: Any, *, mini_lstm_dim: int) -> ModelInf
             f"{asr_checkpoint} has a {info.model_options().dec_kind} decoder: this internal LM is made of the LSTM"
             " decoder only; recognition itself can make one of any decoder with ++ilm_type zero or avg"
         )
-    if (info.num_labels, info.eos_index) != (vocab.num_labels, vocab.eos_index):
-        raise OptionError(
-            f"{asr_checkpoint} was trained with another vocabulary: it has {info.num_labels} labels, but {vocab.name}"
-            f" has {vocab.num_labels}; choose the right one with ++vocab"
-        )
+    check_vocab(asr_checkpoint, info, vocab)
     asr = asdict(info.model_options())
     names = set(MiniLstmIlmOptions.__dataclass_fields__) & set(asr)
     options = MiniLstmIlmOptions(mini_lstm_dim=mini_lstm_dim, **{name: asr[name] for name in names})
     source = {"decoder_of": os.path.abspath(asr_checkpoint)}
-    return ModelInfo("mini_lstm_ilm", asdict(options), info.num_labels, info.eos_index, source)
+    labels = info.num_labels, info.eos_index
+    return ModelInfo("mini_lstm_ilm", asdict(options), *labels, source, labels_hash=vocab.labels_hash())
 
 
 def _training(
@@ -131,7 +132,8 @@ def _training(
     train_texts, vocab = open_texts(text_opts.train_texts, setup, text_opts, output_dir=output_dir)
     dev_texts, _ = open_texts(text_opts.dev_texts, setup, text_opts, output_dir=output_dir)
     info = make_info(vocab)
-    record_options(output_dir, {**asdicts(groups), "num_labels": vocab.num_labels})
+    labels = {"num_labels": vocab.num_labels, "labels_hash": vocab.labels_hash()}
+    record_options(output_dir, {**asdicts(groups), **labels})
     write_json(os.path.join(output_dir, "models", INFO_FILE), info.as_dict())
 
     def get_model(**_kwargs: Any) -> Any:

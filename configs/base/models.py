@@ -20,6 +20,7 @@ from .options import OptionError
 __all__ = [
     "ExternalModels",
     "check_combination",
+    "check_vocab",
     "find_checkpoint",
     "open_external_models",
     "options_of_checkpoint",
@@ -92,6 +93,13 @@ def open_external_models(
         infos[name] = _read_info(filename, option=option, kinds=kinds, purpose=purpose, vocab=vocab)
         checkpoints[name] = filename
 
+    if isinstance(search_opts, GreedyOptions):
+        for name in ("lm_checkpoint", "ilm_type", "ilm_checkpoint"):
+            if value := getattr(opts, name):
+                raise OptionError(
+                    f"{name} = {value}: greedy search uses no language model; use one of the other searches, or leave"
+                    " it out"
+                )
     lm_scale, ilm_scale, ctc_scale = (getattr(search_opts, f"{name}_scale", 0.0) for name in ("lm", "ilm", "ctc"))
     _check_pair("lm_scale", lm_scale, "lm_checkpoint", opts.lm_checkpoint)
     if opts.lm_checkpoint:
@@ -168,6 +176,11 @@ def check_combination(
                     f"{name} = {getattr(ctc_opts, name)}, but ctc_scale = 0, so it would have no effect:"
                     " give ++ctc_scale, or leave it out"
                 )
+    if ctc_opts.prior_file and not ctc_opts.prior_scale:
+        raise OptionError(
+            f"prior_file = {ctc_opts.prior_file}, but prior_scale = 0, so it would have no effect: give ++prior_scale,"
+            " or leave it out"
+        )
     if isinstance(search_opts, GreedyOptions):
         if ctc_opts.uses_label_prior:
             raise OptionError('prior_type = "label" has no meaning in greedy search: use "frame"')
@@ -212,6 +225,11 @@ def check_vocab(filename: str, info: ModelInfo, vocab: Vocab) -> None:
             f"{filename} was trained with another vocabulary: it has {info.num_labels} labels (EOS is"
             f" {info.eos_index}), but {vocab.name} has {vocab.num_labels} (EOS is {vocab.eos_index});"
             " choose the right one with ++vocab"
+        )
+    if info.labels_hash is not None and info.labels_hash != vocab.labels_hash():
+        raise OptionError(
+            f"{filename} was trained with another vocabulary: it has {info.num_labels} labels, as {vocab.name} has, but"
+            " they are other sub-words; choose the right one with ++vocab"
         )
 
 

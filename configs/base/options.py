@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import fields, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["OptionError", "options_of", "parse_value", "resolve_options"]
+__all__ = ["OptionError", "check_positive", "options_of", "parse_value", "resolve_options"]
 
 # Keys of RETURNN itself that may be given on the command line or set in a config. All others must be options of ours:
 # RETURNN ignores a key that nobody reads, so a typo would go unnoticed.
@@ -80,6 +81,28 @@ def parse_value(text: str, annotation: Any, *, name: str) -> Any:
     else:
         raise TypeError(f"option {name} has a type that cannot be given on the command line: {annotation}")
     raise ValueError(f"{name} = {text!r}: expected {_describe(annotation)}")
+
+
+def _finite(value: Any, *, name: str) -> Any:
+    """
+    :return: value
+    :raises ValueError: it is, or holds, NaN or infinity: no option has a meaning for that
+    """
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"{name} = {value}: expected a finite number")
+    return value
+
+
+def check_positive(group: Any, *names: str) -> None:
+    """
+    :param group: of options
+    :param names: of whole numbers in it
+    :raises ValueError: one is not at least 1
+    """
+    for name in names:
+        if getattr(group, name) < 1:
+            raise ValueError(f"{name} = {getattr(group, name)}: expected at least 1")
 
 
 def _describe(annotation: Any) -> str:
@@ -155,7 +178,7 @@ def resolve_options(
         if name in owner:
             group, annotation = owner[name]
             try:
-                values[id(group)][name] = convert(value, annotation, name=name)
+                values[id(group)][name] = _finite(convert(value, annotation, name=name), name=name)
             except ValueError as exc:
                 raise OptionError(f"{where}: {exc}") from None
         elif name in RETURNN_KEYS:

@@ -13,8 +13,8 @@ from typing import Any
 from recog.vocab import Vocab
 from rf_models.checkpoint import ModelInfo, read_model_info
 
-from .options import OptionError, resolve_options
-from .recog import find_checkpoint
+from .models import check_vocab, find_checkpoint
+from .options import OptionError, check_positive, resolve_options
 from .run import (
     BEHAVIOR_VERSION,
     asdicts,
@@ -50,6 +50,7 @@ class PerplexityOptions:
     """Replace results of a run with other options."""
 
     def __post_init__(self):
+        check_positive(self, "batch_size", "max_seqs")
         for name in ("models", "texts"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
@@ -159,11 +160,7 @@ def find_language_model(name: str, vocab: Vocab) -> tuple[ModelInfo, str]:
     if info is None or info.kind not in _KINDS:
         found = "a model of the kind " + info.kind if info else "a model that is not described"
         raise OptionError(f"{filename} holds {found}, but this run needs one of {', '.join(_KINDS)}")
-    if (info.num_labels, info.eos_index) != (vocab.num_labels, vocab.eos_index):
-        raise OptionError(
-            f"{filename} was trained with another vocabulary: it has {info.num_labels} labels, but {vocab.name} has"
-            f" {vocab.num_labels}; choose the right one with ++vocab"
-        )
+    check_vocab(filename, info, vocab)
     return info, filename
 
 

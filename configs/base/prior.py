@@ -12,7 +12,7 @@ from rf_models.options import AedCtcOptions
 
 from .corpus import CorpusOptions, open_corpus
 from .models import find_checkpoint, options_of_checkpoint
-from .options import OptionError, resolve_options
+from .options import OptionError, check_positive, resolve_options
 from .run import (
     BEHAVIOR_VERSION,
     Setup,
@@ -54,6 +54,7 @@ class PriorOptions:
     """Replace finished results."""
 
     def __post_init__(self):
+        check_positive(self, "batch_size", "max_seqs")
         if self.num_utterances is not None and self.num_utterances < 1:
             raise ValueError(f"num_utterances = {self.num_utterances}: expected at least 1, or None")
         if not self.smoothing > 0:

@@ -31,7 +31,7 @@ from .models import (
     options_of_checkpoint,
     warn_of_other_decoder,
 )
-from .options import OptionError, resolve_options
+from .options import OptionError, check_positive, resolve_options
 from .recipes import RecipeOptions, check_models, chosen_row, row_options
 from .run import (
     BEHAVIOR_VERSION,
@@ -87,9 +87,7 @@ class RecogOptions:
     those of one run. Not needed under torchrun: each process takes its share. None: everything."""
 
     def __post_init__(self):
-        for name in ("batch_size", "max_seqs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
+        check_positive(self, "batch_size", "max_seqs")
         if self.shard is not None:
             Shard.parse(self.shard)
 

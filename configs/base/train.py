@@ -64,11 +64,12 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         prepare_command=setup.prepare_command,
     )
     output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
-    record_options(output_dir, {**asdicts(groups), "num_labels": corpus.vocab.num_labels})
+    labels = {"num_labels": corpus.vocab.num_labels, "labels_hash": corpus.vocab.labels_hash()}
+    record_options(output_dir, {**asdicts(groups), **labels})
     source = {}
     if pretrain_epochs := num_pretrain_epochs(loss_opts, num_layers=model_opts.enc_num_layers):
         source["pretrain_epochs"] = pretrain_epochs
-    info = ModelInfo("aed_ctc", asdict(model_opts), corpus.vocab.num_labels, corpus.vocab.eos_index, source)
+    info = ModelInfo("aed_ctc", asdict(model_opts), eos_index=corpus.vocab.eos_index, source=source, **labels)
     write_json(os.path.join(output_dir, "models", INFO_FILE), info.as_dict())
 
     def get_model(**_kwargs: Any) -> Any:
@@ -269,7 +270,7 @@ def record_options(output_dir: str, options: dict[str, Any]) -> None:
         changed = [
             f"{key}: {before.get(key)!r} -> {value!r}"
             for key, value in options.items()
-            if key not in _FREE_TO_CHANGE and before.get(key) != value
+            if key not in _FREE_TO_CHANGE and before.get(key) != value and (key != "labels_hash" or key in before)
         ]
         if changed:
             raise OptionError(

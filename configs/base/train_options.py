@@ -6,6 +6,8 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
+from .options import check_positive
+
 __all__ = ["LmTrainOptions", "LoopOptions", "TrainOptions"]
 
 
@@ -49,8 +51,9 @@ class LoopOptions:
     random_seed: int = 42
 
     def __post_init__(self):
-        if self.num_epochs < 1:
-            raise ValueError(f"num_epochs = {self.num_epochs}: expected at least 1")
+        check_positive(self, "num_epochs", "accum_grad_multiple_step")
+        if not self.peak_learning_rate > 0:
+            raise ValueError(f"peak_learning_rate = {self.peak_learning_rate}: expected a number > 0")
         if self.distributed == "param" and (self.param_sync_step or 0) < 1:
             raise ValueError(
                 f"param_sync_step = {self.param_sync_step}: distributed = param needs a number of updates, for example"
@@ -106,6 +109,10 @@ class TrainOptions(LoopOptions):
     max_audio_seconds: float | None = None
     """Leave out training utterances longer than this."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "batch_size", "max_seqs")
+
 
 @dataclass(frozen=True)
 class LmTrainOptions(LoopOptions):
@@ -117,3 +124,7 @@ class LmTrainOptions(LoopOptions):
     """Sentences in a batch."""
     max_label_len: int | None = None
     """Leave out training sentences with more labels than this."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "batch_size", "max_seqs")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ..nbest import Hypothesis, NBestHeader, Utterance, total_score
+from ..vocab import vocab_differences
 from .runs import AnalysisError, Run
 
 __all__ = ["merge_runs"]
@@ -26,7 +27,7 @@ def merge_runs(runs: Sequence[Run], *, header: NBestHeader | None = None) -> tup
     header = header or runs[0].header
     wanted = {name for name, scale in header.scales.items() if scale}
     for run in runs:
-        if run.header.vocab != runs[0].header.vocab:
+        if vocab_differences(runs[0].header.vocab, run.header.vocab):
             raise AnalysisError(
                 f"{run.file} has another vocabulary ({run.header.vocab}) than {runs[0].file} ({runs[0].header.vocab}):"
                 " their labels cannot be merged"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..nbest import Hypothesis, NBestHeader, Utterance, total_score
+from ..vocab import vocab_differences
 from .runs import AnalysisError, Run
 
 __all__ = ["FIRST_PASS", "add_components", "rescale"]
@@ -26,7 +27,7 @@ def add_components(run: Run, others: Mapping[str, Run]) -> tuple[Run, int]:
     """
     by_tag = {}
     for name, other in others.items():
-        if other.header.vocab != run.header.vocab:
+        if vocab_differences(run.header.vocab, other.header.vocab):
             raise AnalysisError(f"{other.file} has another vocabulary than {run.file}")
         by_tag[name] = {utt.seq_tag: {tuple(h.labels): h for h in utt.hyps} for utt in other.utterances}
         missing = [utt.seq_tag for utt in run.utterances if utt.seq_tag not in by_tag[name]]
