@@ -35,8 +35,8 @@ class AedCtcOptions:
     log_mel_base: float = math.exp(2.3026)
     """Base of the logarithm of the mel energies. The original TensorFlow setup divided by 2.3026, "almost log10"."""
     mel_normalization: bool = False
-    """Normalise by a global mean and standard deviation per mel filter, which are part of the checkpoint
-    (``feature_mean``, ``feature_stddev``)."""
+    """Normalise by a global mean and standard deviation per mel filter, which are part of the checkpoint. A training
+    measures them at its start."""
     feature_batch_norm: bool = False
     """Batch normalisation of the log-mel features without scale and bias, before SpecAugment. Padding is left out of
     its statistics."""

@@ -55,3 +55,30 @@ def test_nothing_there(tmp_path, capsys):
     assert "no checkpoint" in capsys.readouterr().err
     assert main([str(tmp_path / "none")]) == 1
     assert "is no folder" in capsys.readouterr().err
+
+
+def _write_learning_rates(folder, losses):
+    rows = [f"{epoch}: EpochData(learningRate=0.1, error={{'dev_loss_ce': {ce}, 'x': 1}})" for epoch, ce in losses]
+    (folder / "learning_rates").write_text("{" + ",\n".join(rows) + "}\n")
+
+
+def test_best(tmp_path, capsys):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for epoch in (2, 3, 5, 6):
+        save(folder, epoch, float(epoch))
+    # The best of all, 4, has no checkpoint any more.
+    _write_learning_rates(tmp_path, [(1, 0.2), (2, 0.5), (3, 0.9), (4, 0.1), (5, 0.4), (6, 0.6)])
+    assert main([str(folder), "--best", "2"]) == 0
+    assert torch.equal(load_state_dict(str(folder / "average.pt"))[0]["w"], torch.full((2, 3), 3.5))
+    assert "epoch.002.pt, epoch.005.pt" in capsys.readouterr().out
+    for args, message in (
+        (["--best", "5"], "only 4 checkpoints"),
+        (["--best", "0"], "at least 1"),
+        (["--best", "1", "--measure", "wer"], "has measured dev_loss_ce, learning_rate, x"),
+    ):
+        assert main([str(folder), *args]) == 1
+        assert message in capsys.readouterr().err
+    (tmp_path / "learning_rates").unlink()
+    assert main([str(folder), "--best", "1"]) == 1
+    assert "learning_rates" in capsys.readouterr().err

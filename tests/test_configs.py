@@ -8,18 +8,24 @@ it is made tiny.
 from __future__ import annotations
 
 import glob
+import io
 import itertools
 import json
 import os
 import re
+import zipfile
 from dataclasses import fields
 
 import pytest
+import soundfile
+import torch
 from corpora import make_librispeech, make_tedlium2
 from fork_server import fork_config
 from runs import REPO, SMALL_MODEL, SMALL_TRANSFORMER_DECODER, config_file, run_config
 
+from configs.base.run import BEHAVIOR_VERSION
 from recog.nbest import audit, load_nbest
+from recog.standalone import audio_batch, load_model
 from rf_models.checkpoint import load_state_dict
 from rf_models.options import DECODER_OPTIONS
 from tools.config_table import description
@@ -180,3 +186,27 @@ def test_growing_encoder(folder):
         res = fork_config("ted2_recog_ctc", folder, **recog, **load)
         assert ("is of the layer-wise pretraining" in res.stdout) == (epoch == 2)
         assert len(load_nbest(str(folder / output_dir / "nbest.jsonl"))[1]) == 3
+
+
+def test_mel_statistics(folder):
+    """On the training data, features normalised with what a training has measured have mean 0 and variance 1."""
+    run("ted2_train", folder)
+    output = folder / "output" / "ted2_train"
+    measured = json.loads((output / "mel_statistics.json").read_text())
+    assert measured["utterances"] == 12
+    checkpoint = str(output / "models" / "epoch.001.pt")
+    state, _ = load_state_dict(checkpoint)
+    assert state["features.mean"].tolist() == pytest.approx(measured["mean"], rel=1e-5)
+    assert state["features.stddev"].tolist() == pytest.approx(measured["stddev"], rel=1e-5)
+    model = load_model(checkpoint, behavior_version=BEHAVIOR_VERSION)
+    frames = []
+    with zipfile.ZipFile(folder / "data" / "tedlium2" / "train.zip") as archive:
+        for name in archive.namelist():
+            if name.endswith((".ogg", ".flac", ".wav")):
+                samples, _ = soundfile.read(io.BytesIO(archive.read(name)), dtype="float32")
+                audio, time_dim = audio_batch([samples / abs(samples).max()])
+                frames.append(model.features(audio, in_spatial_dim=time_dim)[0].raw_tensor.flatten(0, 1))
+    features = torch.cat(frames)
+    assert len(frames) == 12 and features.shape == (measured["frames"], 20)
+    assert features.mean(dim=0).abs().max() < 1e-3
+    assert (features.std(dim=0) - 1).abs().max() < 1e-3

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """
-Averages the parameters of the last checkpoints of a training run, for recognition with ++checkpoint average.
+Averages the parameters of the last or best checkpoints of a training run, for recognition with ++checkpoint average.
 
   python tools/average_checkpoints.py output/ls960_train/models --last 5
   python tools/average_checkpoints.py output/ls960_train/models --epochs 1920 1940 1960 1980 2000
+  python tools/average_checkpoints.py output/ted2_train/models --best 4
 
 Writes average.pt into the same folder, or --out. Whether it helps must be measured: in the demo it does not.
 """
@@ -17,6 +18,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from recog.learning_rates import LearningRatesError, read_learning_rates
 from tools.cli import run_main
 
 __all__ = ["average", "main"]
@@ -35,17 +37,68 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", metavar="FOLDER", help="with epoch.NNN.pt")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--last", type=int, default=5, metavar="N", help="the last N sub-epochs (%(default)s)")
+    which.add_argument("--best", type=int, metavar="N", help="the N best sub-epochs that are kept, see --measure")
     which.add_argument("--epochs", type=int, nargs="+", metavar="N", help="just these sub-epochs")
+    parser.add_argument(
+        "--measure",
+        default="dev_loss_ce",
+        metavar="NAME",
+        help="of the file learning_rates: with --best, the smaller the better (%(default)s)",
+    )
     parser.add_argument("--out", metavar="FILE", help="file to write (FOLDER/average.pt)")
     args = parser.parse_args(argv)
     return run_main(lambda: _main(args), errors=(AverageError, ValueError))
 
 
 def _main(args: argparse.Namespace) -> None:
-    files = find_checkpoints(args.folder, last=args.last, epochs=args.epochs)
+    epochs = args.epochs
+    if args.best is not None:
+        epochs = best_epochs(args.folder, num=args.best, measure=args.measure)
+    files = find_checkpoints(args.folder, last=args.last, epochs=epochs)
     out = args.out or os.path.join(args.folder, "average.pt")
     average(files, out)
     print(f"{out}: average of {', '.join(os.path.basename(file) for file in files)}")
+
+
+def _existing(folder: str) -> dict[int, str]:
+    """
+    :return: number of the sub-epoch -> name of its checkpoint
+    :raises AverageError: there is none
+    """
+    if not os.path.isdir(folder):
+        raise AverageError(f"{folder} is no folder")
+    found = {int(m[1]): name for name in os.listdir(folder) if (m := re.fullmatch(r"epoch\.(\d+)\.pt", name))}
+    if not found:
+        raise AverageError(f"no checkpoint (epoch.NNN.pt) in {folder}: has the training ended its first sub-epoch?")
+    return found
+
+
+def best_epochs(folder: str, *, num: int, measure: str) -> list[int]:
+    """
+    :param folder: of a training run; the file learning_rates is in the one above
+    :param num: number of checkpoints
+    :param measure: key of that file
+    :return: the sub-epochs with the smallest values, of those that still have a checkpoint
+    :raises AverageError: there are not so many, or the measure is unknown
+    """
+    if num < 1:
+        raise AverageError(f"--best {num}: expected at least 1")
+    filename = os.path.join(folder, os.pardir, "learning_rates")
+    try:
+        measured = read_learning_rates(filename)
+    except (OSError, LearningRatesError) as exc:
+        raise AverageError(f"--best needs the file learning_rates of the training: {exc}") from None
+    names = sorted({name for values in measured.values() for name in values if not name.startswith(":")})
+    if measure not in names:
+        raise AverageError(f"--measure {measure}: the training has measured {', '.join(names)}")
+    found = _existing(folder)
+    values = {epoch: row[measure] for epoch, row in measured.items() if epoch in found and measure in row}
+    if len(values) < num:
+        raise AverageError(
+            f"--best {num}, but {folder} holds only {len(values)} checkpoints with {measure}"
+            " (a training keeps as many as its options keep_best_n and keep_last_n say)"
+        )
+    return sorted(values, key=lambda epoch: (values[epoch], epoch))[:num]
 
 
 def find_checkpoints(folder: str, *, last: int, epochs: list[int] | None) -> list[str]:
@@ -56,11 +109,7 @@ def find_checkpoints(folder: str, *, last: int, epochs: list[int] | None) -> lis
     :return: file names, in the order of the sub-epochs
     :raises AverageError: they are not there
     """
-    if not os.path.isdir(folder):
-        raise AverageError(f"{folder} is no folder")
-    found = {int(m[1]): name for name in os.listdir(folder) if (m := re.fullmatch(r"epoch\.(\d+)\.pt", name))}
-    if not found:
-        raise AverageError(f"no checkpoint (epoch.NNN.pt) in {folder}: has the training ended its first sub-epoch?")
+    found = _existing(folder)
     if epochs is None:
         if last < 1:
             raise AverageError(f"--last {last}: expected at least 1")

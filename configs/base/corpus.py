@@ -149,6 +149,11 @@ class Corpus:
             dataset["audio"]["pre_process"] = Augmentations(tuple(steps))
         return dataset
 
+    def statistics_dataset(self, num_seqs: int) -> dict[str, Any]:
+        """:return: RETURNN dataset options of at most so many utterances of the training data, without augmentation"""
+        subset = {"fixed_random_subset": num_seqs} if self.num_seqs(self.opts.train_parts) > num_seqs else {}
+        return self._ogg_zip(self.opts.train_parts, seq_ordering="default", **subset)
+
     def dev_dataset(self) -> dict[str, Any]:
         """:return: RETURNN dataset options of the data that the dev losses are measured on"""
         subset = {}

@@ -12,7 +12,15 @@ from .run import Setup
 from .text import TRANSCRIPTS, TextOptions, TextSetup
 from .train_options import LmTrainOptions, TrainOptions
 
-__all__ = ["ilm_setup", "lm_setup", "setup", "transcript_lm", "transcript_lm_setup", "transformer_lm"]
+__all__ = [
+    "frontend_setup",
+    "ilm_setup",
+    "lm_setup",
+    "setup",
+    "transcript_lm",
+    "transcript_lm_setup",
+    "transformer_lm",
+]
 
 setup = Setup(
     corpus_name="tedlium2",
@@ -26,6 +34,39 @@ setup = Setup(
         partition_epoch=4,
         num_workers=4,
     ),
+    model=AedCtcOptions(
+        mel_normalization=True,
+        ctc_layers=(12,),
+        enc_dropout=0.15,
+        enc_att_dropout=0.15,
+        enc_input_dropout=0.15,
+        enc_att_weight_dropout=0.1,
+        enc_ff_weight_dropout=0.1,
+        enc_conv_weight_dropout=0.1,
+        dec_embed_dim=256,
+        param_init="tensorflow",
+    ),
+    losses=AedCtcTrainOptions(ctc_with_eos=True, pretrain_layers=(2, 2, 4, 6, 8, 10, 12), pretrain_epochs=3),
+    training=TrainOptions(
+        num_epochs=400,
+        batch_size=15_000 * 160,
+        accum_grad_multiple_step=2,
+        peak_learning_rate=8e-4,
+        lr_positions=(0.0, 0.45, 0.9, 1.0),
+        lr_factors=(0.1, 1.0, 0.1, 1e-6 / 8e-4),
+        lr_per_sub_epoch=True,
+        optimizer_type="adam",
+        weight_decay=2e-4,  # gradient of the original L2 term, 1e-4 times the sum of squares
+        weight_decay_exclude=("Embedding", "LearnedRelativePositionalEncoding", "LayerNorm", "BatchNorm"),
+        gradient_clip_global_norm=None,
+        keep_best_n=4,
+    ),
+)
+"""The published training of the TensorFlow setups."""
+
+frontend_setup = replace(
+    setup,
+    train_run="ted2_train_frontend",
     model=AedCtcOptions(
         ctc_layers=(4, 8, 12),
         enc_dropout=0.15,
@@ -44,6 +85,7 @@ setup = Setup(
         weight_decay=1e-4,
     ),
 )
+"""The published retraining with RETURNN's frontend."""
 
 lm_setup = TextSetup(
     corpus_name="tedlium2",

@@ -21,6 +21,7 @@ from rf_models.pretraining import num_pretrain_epochs
 
 from .corpus import CorpusOptions, open_corpus
 from .failures import quiet_worker
+from .mel_statistics import set_mel_statistics
 from .options import OptionError, resolve_options
 from .resume import check_checkpoints, keep_losses
 from .run import (
@@ -73,7 +74,11 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     write_json(os.path.join(output_dir, "models", INFO_FILE), info.as_dict())
 
     def get_model(**_kwargs: Any) -> Any:
-        return build_model(info)
+        model = build_model(info)
+        if model_opts.mel_normalization:
+            num = opts.mel_statistics_utterances
+            set_mel_statistics(model, corpus, model_opts, output_dir=output_dir, num_utterances=num)
+        return model
 
     def train_step(*, model: Any, extern_data: Any, **_kwargs: Any) -> None:
         from rf_models import aed_ctc
@@ -232,7 +237,7 @@ def _optimizer(opts: LoopOptions) -> dict[str, Any]:
     """:return: RETURNN's options of Adam or AdamW"""
     optimizer = {"class": opts.optimizer_type, "epsilon": opts.adam_eps, "weight_decay": opts.weight_decay}
     if opts.weight_decay:  # RETURNN knows the next option only then
-        optimizer["weight_decay_modules_blacklist"] = ["rf.Embedding", "rf.LearnedRelativePositionalEncoding"]
+        optimizer["weight_decay_modules_blacklist"] = [f"rf.{name}" for name in opts.weight_decay_exclude]
     return optimizer
 
 

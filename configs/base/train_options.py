@@ -33,6 +33,9 @@ class LoopOptions:
     optimizer_type: Literal["adamw", "adam"] = "adamw"
     """"adam": weight_decay is added to the gradient (L2) instead of being applied to the weights directly."""
     weight_decay: float = 1e-2
+    weight_decay_exclude: tuple[str, ...] = ("Embedding", "LearnedRelativePositionalEncoding")
+    """Classes of RETURNN's frontend whose parameters have no weight decay, beside all biases. Another that may be worth
+    it: LayerNorm, BatchNorm."""
     adam_eps: float = 1e-8
     gradient_clip_global_norm: float | None = 5.0
     amp: Literal["auto", "bfloat16", "off"] = "auto"
@@ -65,6 +68,17 @@ class LoopOptions:
             raise ValueError("lr_positions and lr_factors differ in length")
         if list(self.lr_positions) != sorted(self.lr_positions) or self.lr_positions[0] != 0:
             raise ValueError(f"lr_positions = {self.lr_positions}: expected increasing fractions that start with 0")
+        known = (
+            "Embedding",
+            "LearnedRelativePositionalEncoding",
+            "LayerNorm",
+            "BatchNorm",
+            "Linear",
+            "Conv1d",
+            "Conv2d",
+        )
+        if unknown := [name for name in self.weight_decay_exclude if name not in known]:
+            raise ValueError(f"weight_decay_exclude: {', '.join(unknown)}: expected some of {', '.join(known)}")
         if self.optimizer_type not in ("adamw", "adam"):
             raise ValueError(f"optimizer_type = {self.optimizer_type!r}: expected adamw or adam")
         if self.keep_best_n < 0 or self.keep_last_n < 1:
@@ -108,6 +122,8 @@ class TrainOptions(LoopOptions):
     """Leave out training utterances with more labels than this."""
     max_audio_seconds: float | None = None
     """Leave out training utterances longer than this."""
+    mel_statistics_utterances: int = 2000
+    """With mel_normalization, mean and standard deviation of the features are those of so many training utterances."""
 
     def __post_init__(self):
         super().__post_init__()
