@@ -24,9 +24,12 @@ from .nbest import (
 from .progress import Progress
 from .results import write_results
 from .spool import UtteranceSpool
+from .utterance_info import read_info
 from .vocab import Vocab
 
 __all__ = ["RecogCallback", "RecogError"]
+
+_NUM_EXAMPLES = 3
 
 
 class RecogError(SystemExit):
@@ -53,6 +56,10 @@ class RecogCallback(ForwardCallbackIface):
         encoder_time, search_time  [] float   this utterance's share of the computing time, in seconds
         ref               [bytes] uint8  reference text in UTF-8; can be absent
         error             [bytes] uint8  why the utterance could not be recognised, in UTF-8; can be absent
+        info              [bytes] uint8  see :mod:`recog.utterance_info`; can be absent
+
+    An utterance that cannot be recognised has an entry with an error instead of hypotheses. If that is so for all
+    utterances, the run fails.
     """
 
     def __init__(
@@ -90,6 +97,8 @@ class RecogCallback(ForwardCallbackIface):
 
     def _start(self) -> None:
         self.utterances.close()
+        self.failed: list[str] = []
+        self.num_failed = 0
         self.audio_seconds = self.encoder_seconds = self.search_seconds = 0.0
         self.progress = Progress("recognition", stream=lambda: log.v3)
 
@@ -118,10 +127,42 @@ class RecogCallback(ForwardCallbackIface):
         """
         if seq_tag in self.utterances:
             raise RecogError(f"utterance {seq_tag!r} came twice: expected each once, is it in two parts of the corpus?")
+        info = read_info(outputs)
         raw = {name: tensor.raw_tensor for name, tensor in outputs.data.items()}
+        error = info.error or _text(raw.get("error"))
+        hyps, error = ([], error) if error else self._hypotheses(seq_tag, raw)
+        duration = _float(raw["duration"])
+        try:
+            utt = Utterance(
+                seq_tag=seq_tag,
+                duration=info.duration if info.error else round(duration, 6),
+                enc_len=None if error and not hyps else int(raw["enc_len"]),
+                ref=None if info.no_transcript else _text(raw.get("ref")),
+                hyps=hyps,
+                error=error,
+            )
+            check_utterance(utt, self.header)
+        except ValueError as exc:
+            raise RecogError(f"utterance {seq_tag!r}: {exc}") from None
+        self.utterances.add(utt)
+        if error is not None and len(self.failed) < _NUM_EXAMPLES:
+            self.failed.append(f"{seq_tag}: {error}")
+        self.num_failed += error is not None
+        if not info.error:
+            self.audio_seconds += duration
+            self.encoder_seconds += _float(raw["encoder_time"])
+            self.search_seconds += _float(raw["search_time"])
+        done = len(self.utterances)
+        self.progress.update(min(done / max(self.num_seqs, 1), 1.0), f"{done} of {self.num_seqs} utterances")
+
+    def _hypotheses(self, seq_tag: str, raw: dict[str, Any]) -> tuple[list[Hypothesis], str | None]:
+        """
+        :return: hypotheses; error, if there are none
+        :raises RecogError: they cannot be right
+        """
         scores = raw["scores"]
         if np.isnan(scores).any():
-            raise RecogError(f"utterance {seq_tag!r}: the search gave the score NaN (scores {_floats(scores)})")
+            return [], f"the search gave the score NaN (scores {_floats(scores)})".replace("nan", "NaN")
         components = {
             name.removeprefix("score_"): _floats(values) for name, values in raw.items() if name.startswith("score_")
         }
@@ -139,38 +180,22 @@ class RecogCallback(ForwardCallbackIface):
                 )
             text = self.vocab.labels_to_text(labels)
             hyps.append(Hypothesis(labels, text, score, {name: values[i] for name, values in components.items()}))
-        error = _text(raw.get("error"))
-        duration = _float(raw["duration"])
-        try:
-            utt = Utterance(
-                seq_tag=seq_tag,
-                duration=round(duration, 6),
-                enc_len=None if error else int(raw["enc_len"]),
-                ref=_text(raw.get("ref")),
-                hyps=hyps,
-                error=error or (None if hyps else self.no_hypothesis),
-            )
-            check_utterance(utt, self.header)
-        except ValueError as exc:
-            raise RecogError(f"utterance {seq_tag!r}: {exc}") from None
-        self.utterances.add(utt)
-        self.audio_seconds += duration
-        self.encoder_seconds += _float(raw["encoder_time"])
-        self.search_seconds += _float(raw["search_time"])
-        done = len(self.utterances)
-        self.progress.update(min(done / max(self.num_seqs, 1), 1.0), f"{done} of {self.num_seqs} utterances")
+        return hyps, None if hyps else self.no_hypothesis
 
     def finish(self) -> None:
         """
         The run has ended: writes all files and prints the summary.
 
-        :raises RecogError: if the number of utterances is not as expected
+        :raises RecogError: if the number of utterances is not as expected, or none was recognised
         """
         if len(self.utterances) != self.num_seqs:
             raise RecogError(
                 f"{len(self.utterances)} utterances arrived, but the corpus has {self.num_seqs}. No results are"
                 " written. Has the corpus changed after its preparation, or does an option of RETURNN leave some out?"
             )
+        if self.num_failed and self.num_failed == self.num_seqs and self.after is None:  # a shard may have no good one
+            examples = "; ".join(self.failed)
+            raise RecogError(f"all {self.num_failed} utterances failed. No results are written. {examples}")
         try:
             summary = write_results(
                 os.path.dirname(self.nbest_file),

@@ -18,12 +18,14 @@ from rf_models.encoder import SAMPLE_RATE
 
 from .core.result import SearchResult
 from .ctc_greedy import ctc_greedy_search
-from .inputs import NO_DATA, Encoded, ScoreData, encode, search_inputs, signed_scales
+from .inputs import NO_DATA, Amp, Encoded, ScoreData, encode, search_inputs, signed_scales
 from .label_sync import label_sync_search
+from .memory import memory_problem
 from .nbest import NBestHeader
 from .options import CtcOptions, GreedyOptions, LabelSyncOptions, SearchOptions, TimeSyncOptions
 from .out_of_memory import first_line, is_out_of_memory, splits_when_out_of_memory
 from .time_sync import time_sync_search
+from .utterance_info import mark_info
 
 __all__ = ["forward_step_of", "make_forward_step", "nbest_header", "run_search"]
 
@@ -99,12 +101,15 @@ def make_forward_step(
     :param data:
     :return: RETURNN's ``forward_step``; its outputs are what :class:`recog.callback.RecogCallback` reads
     """
-    return forward_step_of(lambda model, encoded, _: run_search(model, encoded, opts, ctc_opts, data=data))
+    return forward_step_of(
+        lambda model, encoded, _: run_search(model, encoded, opts, ctc_opts, data=data), amp=data.amp
+    )
 
 
-def forward_step_of(search: Search) -> Callable[..., None]:
+def forward_step_of(search: Search, *, amp: Amp = "off") -> Callable[..., None]:
     """
     :param search:
+    :param amp: see :func:`recog.inputs.encode`
     :return: RETURNN's ``forward_step``: encode, search, and outputs for :class:`recog.callback.RecogCallback`. A batch
         that does not fit into the memory is split by RETURNN; a single utterance that does not gets an error.
     """
@@ -115,6 +120,11 @@ def forward_step_of(search: Search) -> Callable[..., None]:
         audio_dim = spatial_dim_of(audio)
         durations = audio_dim.get_size_tensor().raw_tensor.double() / SAMPLE_RATE
         per_utterance = {"duration": durations.float()}
+        samples = audio_dim.get_size_tensor().raw_tensor
+        if len(samples) == 1 and (problem := memory_problem(model.opts, int(samples[0]), audio.raw_tensor.device)):
+            _mark_failure(problem, per_utterance)
+            _mark_texts(extern_data)
+            return
         try:
             result, enc_lengths, seconds = _encode_and_search(model, audio, audio_dim, extern_data)
         except (RuntimeError, MemoryError) as exc:
@@ -126,8 +136,7 @@ def forward_step_of(search: Search) -> Callable[..., None]:
             per_utterance["enc_len"] = enc_lengths
             per_utterance |= {f"{name}_time": (share * value).float() for name, value in seconds.items()}
             _mark_outputs(result, per_utterance)
-        if "orth" in extern_data.data:
-            rf.get_run_ctx().mark_as_output(extern_data["orth"], "ref", dims=extern_data["orth"].dims)
+        _mark_texts(extern_data)
 
     def _encode_and_search(
         model: AedCtcModel, audio: RfTensor, audio_dim: Dim, extern_data: TensorDict
@@ -136,13 +145,20 @@ def forward_step_of(search: Search) -> Callable[..., None]:
         device = audio.raw_tensor.device
         with torch.no_grad():
             start = _now(device)
-            encoded = encode(model, audio, in_spatial_dim=audio_dim)
+            encoded = encode(model, audio, in_spatial_dim=audio_dim, amp=amp)
             encoder_end = _now(device)
             result = search(model, encoded, extern_data)
             end = _now(device)
         return result, encoded.lengths().int(), {"encoder": encoder_end - start, "search": end - encoder_end}
 
     return forward_step
+
+
+def _mark_texts(extern_data: TensorDict) -> None:
+    """Marks what the data say of the utterances."""
+    if "orth" in extern_data.data:
+        rf.get_run_ctx().mark_as_output(extern_data["orth"], "ref", dims=extern_data["orth"].dims)
+    mark_info(extern_data)
 
 
 def _now(device: torch.device) -> float:

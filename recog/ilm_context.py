@@ -25,6 +25,7 @@ from rf_models.sequences import append_eos, spatial_dim_of
 
 from .out_of_memory import splits_when_out_of_memory
 from .progress import Progress
+from .utterance_info import mark_info, read_info
 
 __all__ = ["ContextCallback", "context_forward_step"]
 
@@ -42,6 +43,7 @@ def context_forward_step(*, model: AedCtcModel, extern_data: TensorDict, **_kwar
     memory = model.attention_memory(model.encode(audio, in_spatial_dim=spatial_dim_of(audio)))
     _, _, contexts = model.decoder.run(labels, spatial_dim=spatial_dim, memory=memory)
     sums = rf.reduce_sum(rf.cast(contexts, "float64"), axis=spatial_dim)
+    mark_info(extern_data)
     run_ctx = rf.get_run_ctx()
     run_ctx.mark_as_output(sums, "context_sum", dims=[batch_dim, model.enc_dim])
     run_ctx.mark_as_output(rf.copy_to_device(spatial_dim.get_size_tensor(), sums.device), "count", dims=[batch_dim])
@@ -65,7 +67,7 @@ class ContextCallback(ForwardCallbackIface):
 
     def _start(self) -> None:
         self.sum: Any = 0.0
-        self.count = self.done = 0
+        self.count = self.done = self.num_left_out = 0
         self.progress = Progress("contexts", stream=lambda: log.v3)
 
     def _file(self, name: str) -> str:
@@ -88,10 +90,13 @@ class ContextCallback(ForwardCallbackIface):
         :param seq_tag:
         :param outputs: see :func:`context_forward_step`
         """
-        self.sum = self.sum + outputs["context_sum"].raw_tensor
-        self.count += int(outputs["count"].raw_tensor)
         self.done += 1
         self.progress.update(min(self.done / self.num_seqs, 1.0), f"{self.done} utterances")
+        if read_info(outputs).error is not None:  # the dataset has said which
+            self.num_left_out += 1
+            return
+        self.sum = self.sum + outputs["context_sum"].raw_tensor
+        self.count += int(outputs["count"].raw_tensor)
 
     def finish(self) -> None:
         """
@@ -102,6 +107,8 @@ class ContextCallback(ForwardCallbackIface):
         average = torch.from_numpy(np.asarray(self.sum / max(self.count, 1), dtype="float32"))
         if not self.count or not average.isfinite().all():
             raise SystemExit(f"error: no usable context vectors from {self.done} utterances of {self.asr_checkpoint}")
+        if self.num_left_out:
+            print(f"{self.num_left_out} of {self.done} utterances were left out, see above", file=log.v1)
         for name, context in (("zero", torch.zeros_like(average)), ("average", average)):
             model = build_model(self.info)
             model.copy_decoder(load_state_dict(self.asr_checkpoint)[0])

@@ -5,7 +5,9 @@ What searches, forced scoring and rescoring need of a batch: CTC log-probs and l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import returnn.frontend as rf
 import torch
 from returnn.tensor import Dim, batch_dim
 from returnn.tensor import Tensor as RfTensor
@@ -25,6 +27,7 @@ from .scorers.lm import make_lm_scorer
 
 __all__ = [
     "NO_DATA",
+    "Amp",
     "Encoded",
     "ScoreData",
     "SearchInputs",
@@ -40,6 +43,10 @@ _WINDOW = round(0.025 * SAMPLE_RATE)
 """Samples of one window of the features."""
 
 
+Amp = Literal["off", "bfloat16", "float16"]
+"""Mixed precision of the encoder."""
+
+
 @dataclass(frozen=True)
 class ScoreData:
     """What scores need beside models and options."""
@@ -48,6 +55,8 @@ class ScoreData:
     """[V+1] natural log, of the CTC head that is used"""
     ilm_type: IlmType | None = None
     """Which estimate of the internal LM. None: what ``model.ilm`` is"""
+    amp: Amp = "off"
+    """Of the encoder, see :func:`encode`"""
 
 
 NO_DATA = ScoreData()
@@ -66,14 +75,28 @@ class Encoded:
         return lengths.to(device=self.asr.enc.raw_tensor.device, dtype=torch.int64)
 
 
-def encode(model: AedCtcModel, audio: RfTensor, *, in_spatial_dim: Dim) -> Encoded:
+def encode(model: AedCtcModel, audio: RfTensor, *, in_spatial_dim: Dim, amp: Amp = "off") -> Encoded:
     """
     :param model:
     :param audio: {batch, in_spatial_dim[, 1]} samples. What is shorter than one window of the features is filled up
         with zeros to that length, and so gets one frame.
     :param in_spatial_dim:
+    :param amp: with mixed precision in the encoder. Features, and all that follows the encoder, are float32 in any
+        case: CTC log-probs and their sums, decoder, language models, scores of the search.
     """
     audio, in_spatial_dim = _at_least_one_frame(audio, in_spatial_dim)
+    if amp == "off":
+        return _encode(model, audio, in_spatial_dim)
+    with torch.autocast(audio.raw_tensor.device.type, dtype=getattr(torch, amp)):
+        encoded = _encode(model, audio, in_spatial_dim)
+    for output in (encoded.asr, encoded.ctc):
+        if output is not None:
+            output.enc = rf.cast(output.enc, "float32")
+            output.layers = {layer: rf.cast(states, "float32") for layer, states in output.layers.items()}
+    return encoded
+
+
+def _encode(model: AedCtcModel, audio: RfTensor, in_spatial_dim: Dim) -> Encoded:
     asr = model.encode(audio, in_spatial_dim=in_spatial_dim)
     ctc = model.encode_for_ctc(audio, in_spatial_dim=in_spatial_dim) if isinstance(model, CombinedModel) else None
     return Encoded(asr=asr, ctc=ctc)

@@ -19,7 +19,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "ListedUtterance",
     "PreparedCorpusError",
     "check_listing",
+    "check_listings",
     "format_listing",
     "is_inside",
     "iter_listing",
@@ -54,7 +55,8 @@ class PreparedCorpusError(ValueError):
 class ListedUtterance:
     """One utterance of a listing."""
 
-    text: str
+    text: str | None
+    """Transcript; None: there is none."""
     duration: float
     """Seconds, >= 0."""
     file: str | None
@@ -126,6 +128,8 @@ def format_listing(entries: Iterable[ListedUtterance]) -> bytes:
     lines = ["[\n"]
     for entry in entries:
         _check_utterance(entry)
+        if entry.text is None or entry.file is None:
+            raise ValueError(f"{entry.seq_name!r} has no text or no file")
         duration = repr(float(entry.duration))
         if "e" in duration:  # 1 sample has 6.25e-05 s, which RETURNN's parser does not know as a number
             duration = f"{entry.duration:.12f}"
@@ -134,6 +138,28 @@ def format_listing(entries: Iterable[ListedUtterance]) -> bytes:
             f" 'seq_name': {entry.seq_name!r}}},\n"
         )
     return ("".join(lines) + "]\n").encode()
+
+
+def check_listings(num_seqs: Mapping[str, int | None]) -> None:
+    """
+    :param num_seqs: zip file of a part -> number of its utterances by the manifest, if that says it
+    :raises PreparedCorpusError: see :func:`iter_listing`; another number, no utterance, or two of the same name
+    """
+    names: set[str] = set()
+    for zip_file, expected in num_seqs.items():
+        number = 0
+        for utterance in iter_listing(zip_file):
+            number += 1
+            if utterance.seq_name in names:
+                raise PreparedCorpusError(
+                    f"{zip_file}: there is another utterance of the name {utterance.seq_name!r}: results could not be"
+                    " told apart. Give each a seq_name of its own"
+                )
+            names.add(utterance.seq_name)
+        if not number:
+            raise PreparedCorpusError(f"{zip_file} has no utterance")
+        if expected is not None and number != expected:
+            raise PreparedCorpusError(f"{zip_file} has {number} utterances, but corpus.json says {expected}")
 
 
 def check_listing(zip_file: str) -> int:
@@ -150,18 +176,14 @@ def iter_listing(zip_file: str) -> Iterator[ListedUtterance]:
     :param zip_file: of a part; the listing in it is ``<part>.txt``, the audio is below ``<part>/``
     :return: its utterances. Only the listing is read, no audio.
     :raises PreparedCorpusError: damaged, or with something that no corpus has: members whose size or place is not
-        plausible, an utterance without audio file
+        plausible, texts that are not UTF-8
     """
     part = os.path.splitext(os.path.basename(zip_file))[0]
     try:
         with zipfile.ZipFile(zip_file) as archive:
             _check_members(archive, f"{part}.txt")
-            files = archive.NameToInfo
             for where, entry in _entries(archive, f"{part}.txt"):
-                utterance = _parse_entry(where, entry)
-                if utterance.file is not None and f"{part}/{utterance.file}" not in files:
-                    raise PreparedCorpusError(f"{where}: its audio file {utterance.file!r} is not in the zip file")
-                yield utterance
+                yield _parse_entry(where, entry)
     except PreparedCorpusError as exc:
         raise PreparedCorpusError(f"{zip_file}: {exc}") from None
     except (*_ZIP_ERRORS, struct.error, OverflowError, RecursionError, MemoryError) as exc:
@@ -239,7 +261,7 @@ def _check_utterance(entry: ListedUtterance) -> None:
     """:raises ValueError:"""
     for name in ("text", "seq_name", "file"):
         value = getattr(entry, name)
-        if not isinstance(value, str) and not (name == "file" and value is None):
+        if not isinstance(value, str) and not (name in ("file", "text") and value is None):
             raise ValueError(f"{name} {value!r}: expected a text")
         try:
             (value or "").encode("utf8")

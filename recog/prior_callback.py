@@ -27,6 +27,7 @@ from .nbest import open_text_for_writing
 from .out_of_memory import splits_when_out_of_memory
 from .prior import log_prior_from_counts, posterior_sums, save_log_prior
 from .progress import Progress
+from .utterance_info import mark_info, read_info
 from .vocab import Vocab
 from .wer import format_table
 
@@ -54,6 +55,7 @@ def prior_forward_step(ctc_layer: int | None) -> Callable[..., None]:
             value = value.cpu()
             tensor = RfTensor(name, dims=[batch_dim, *dims], dtype=str(value.dtype).split(".")[-1], raw_tensor=value)
             rf.get_run_ctx().mark_as_output(tensor, name, dims=tensor.dims)
+        mark_info(extern_data)
         labels = extern_data["classes"]
         rf.get_run_ctx().mark_as_output(labels, "labels", dims=labels.dims)
 
@@ -65,7 +67,8 @@ class PriorCallback(ForwardCallbackIface):
     Writes ``prior.txt`` (mean posterior) and ``label_prior.txt`` (label counts), both for ``prior_file``, then
     ``prior.json``: where it is, the run is complete.
 
-    Outputs of the forward step, per sequence: posterior_sum [V+1] float64, num_frames [] int, labels [L] int.
+    Outputs of the forward step, per sequence: posterior_sum [V+1] float64, num_frames [] int, labels [L] int, info
+    (:mod:`recog.utterance_info`). Utterances that cannot be used are left out, and counted.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class PriorCallback(ForwardCallbackIface):
         self.total = np.zeros(self.vocab.num_labels + 1)
         self.counts = np.zeros(self.vocab.num_labels, dtype=np.int64)
         self.num_frames = self.num_done = 0
+        self.left_out: list[str] = []
         self.progress = Progress("prior", stream=lambda: log.v3)
 
     def init(self, *, model: Any) -> None:
@@ -120,6 +124,9 @@ class PriorCallback(ForwardCallbackIface):
         :param outputs: see the class; NumPy arrays without batch axis
         :raises RecogError: not finite
         """
+        if (error := read_info(outputs).error) is not None:
+            self.left_out.append(f"{seq_tag}: {error}")
+            return
         sums, num_frames = outputs["posterior_sum"].raw_tensor, int(outputs["num_frames"].raw_tensor)
         if not np.isfinite(sums).all():
             raise RecogError(f"utterance {seq_tag!r}: the CTC posteriors are not finite: is this checkpoint broken?")
@@ -136,7 +143,7 @@ class PriorCallback(ForwardCallbackIface):
 
         :raises RecogError: if the number of utterances is not as expected
         """
-        if self.num_done != self.num_seqs or not self.num_frames:
+        if self.num_done + len(self.left_out) != self.num_seqs or not self.num_frames:
             raise RecogError(
                 f"{self.num_done} utterances with {self.num_frames} frames arrived, but expected {self.num_seqs}"
                 " utterances. No prior is written. Has the corpus changed after its preparation?"
@@ -151,6 +158,7 @@ class PriorCallback(ForwardCallbackIface):
         record = {
             **self.record,
             "num_utts": self.num_done,
+            "left_out": self.left_out,
             "num_frames": self.num_frames,
             "num_labels_in_transcripts": int(self.counts.sum()),
             "num_labels_never_in_transcripts": int((self.counts == 0).sum()) - 1,  # EOS
@@ -179,7 +187,8 @@ class PriorCallback(ForwardCallbackIface):
     def _summary(self, record: dict[str, Any]) -> str:
         return (
             f"{record['num_utts']} utterances, {record['num_frames']} frames, {record['num_labels_in_transcripts']}"
-            f" labels. {self.prior_file}: mean posterior. {self.label_prior_file}: label counts (++prior_type label)."
+            f" labels; {len(record['left_out'])} utterances left out."
+            f" {self.prior_file}: mean posterior. {self.label_prior_file}: label counts (++prior_type label)."
         )
 
 

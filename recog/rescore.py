@@ -162,7 +162,7 @@ def make_forced_step(
         given = _given(utterances, encoded, extern_data)
         return score_given(model, encoded, given, opts, ctc_opts, data=data)
 
-    return forward_step_of(score)
+    return forward_step_of(score, amp=data.amp)
 
 
 def make_rescore_step(
@@ -188,7 +188,7 @@ def make_rescore_step(
             n_best=opts.n_best,
         )
 
-    return forward_step_of(score)
+    return forward_step_of(score, amp=data.amp)
 
 
 def _given(utterances: dict[str, Utterance] | None, encoded: Encoded, extern_data: TensorDict) -> GivenHypotheses:

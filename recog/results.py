@@ -13,6 +13,9 @@ from .wer import run_name, score_table, score_utterances
 
 __all__ = ["write_results"]
 
+_NUM_EXAMPLES = 10
+"""So many utterances that failed are named in the summary; all of them in the n-best file."""
+
 
 def write_results(
     folder: str,
@@ -39,6 +42,14 @@ def write_results(
     table = score_table({name or run_name(nbest_file): (header.search, score)})
     times = _times(seconds)
     summary = f"{table}\n{_time_summary(times)}\n"
+    num_utts, failed = 0, []
+    for utt in utterances:
+        num_utts += 1
+        if utt.error is not None:
+            failed.append(f"{utt.seq_tag}: {utt.error}")
+    if failed:
+        examples = "; ".join(failed[:_NUM_EXAMPLES]) + ("; ..." if len(failed) > _NUM_EXAMPLES else "")
+        summary += f"{len(failed)} of {num_utts} utterances failed: {examples}\n"
     if returnn_search_output:
         write_returnn_search_output(os.path.join(folder, "search_out.py"), utterances)
     with open_text_for_writing(os.path.join(folder, "wer.json")) as file:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import returnn.frontend as rf
+import torch
 from returnn.frontend.encoder.conformer import (
     ConformerConvSubsample,
     ConformerEncoder,
@@ -54,13 +55,15 @@ class LogMelFeatures(rf.Module):
         for dim in audio.dims:
             if dim.dimension == 1:  # RETURNN's datasets deliver raw audio with one "feature"
                 audio = rf.squeeze(audio, axis=dim)
-        features, spatial_dim = rf.audio.log_mel_filterbank_from_raw(
-            audio,
-            in_spatial_dim=in_spatial_dim,
-            out_dim=self.out_dim,
-            sampling_rate=SAMPLE_RATE,
-            log_base=self.log_base,
-        )
+        # Not in mixed precision: energies of loud audio are beyond float16, and bfloat16 has two digits.
+        with torch.autocast(audio.raw_tensor.device.type, enabled=False):
+            features, spatial_dim = rf.audio.log_mel_filterbank_from_raw(
+                audio,
+                in_spatial_dim=in_spatial_dim,
+                out_dim=self.out_dim,
+                sampling_rate=SAMPLE_RATE,
+                log_base=self.log_base,
+            )
         if self.mean is not None:
             features = (features - self.mean) / self.stddev
             features.feature_dim = self.out_dim

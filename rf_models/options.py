@@ -214,6 +214,16 @@ class AedCtcOptions:
         """Number of feature frames (10 ms) per encoder frame."""
         return math.prod(self.enc_frontend_time_strides)
 
+    def num_encoder_frames(self, num_samples: int) -> int:
+        """
+        :param num_samples: of audio at 16 kHz
+        :return: number of encoder frames; 0 for audio shorter than one window (25 ms)
+        """
+        frames = max(0, 1 + (num_samples - 400) // 160)
+        for stride in self.enc_frontend_time_strides:
+            frames = -(-frames // stride)
+        return frames
+
 
 @dataclass(frozen=True)
 class AedCtcTrainOptions:

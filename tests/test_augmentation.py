@@ -9,9 +9,10 @@ from corpora import make_librispeech
 from returnn.datasets.basic import init_dataset
 from returnn.torch.data import returnn_dataset_wrapper
 
-from configs.base.augmentation import AudioPadding, sequence_seed
+from configs.base.augmentation import AudioPadding
 from configs.base.corpus import CorpusOptions, open_corpus
 from configs.base.options import OptionError
+from configs.base.utterances import sequence_seed
 from tools.prepare_librispeech import main as prepare_librispeech
 
 

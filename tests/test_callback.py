@@ -15,6 +15,7 @@ from returnn.tensor import Dim, Tensor, TensorDict
 from recog import results
 from recog.callback import RecogCallback, RecogError
 from recog.nbest import NBestHeader, audit, load_nbest
+from recog.utterance_info import UtteranceInfo
 from recog.vocab import Vocab
 
 WORDS = ["<s>", "turn", "left", "right", "stop"]
@@ -158,7 +159,6 @@ def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        (make_outputs([([1], np.nan, -1.0)]), "NaN"),
         (make_outputs([([1], np.inf, -1.0)]), "finite"),
         (make_outputs([([1], -5.0, -1.0), ([2], -1.0, -1.0)]), "best first"),
         (make_outputs([([5], -5.0, -1.0)]), "not a label"),
@@ -174,6 +174,35 @@ def test_wrong_outputs_are_refused_with_the_name_of_the_utterance(tmp_path, outp
     with pytest.raises(RecogError, match=message) as info:
         callback.process_seq(seq_tag="test/1", outputs=outputs)
     assert "'test/1'" in str(info.value)
+
+
+def with_info(outputs, **info):
+    content = np.frombuffer(UtteranceInfo(**info).as_bytes(), dtype="uint8")
+    outputs.data["info"] = Tensor("info", dims=[Dim(len(content))], dtype="uint8", raw_tensor=content)
+    return outputs
+
+
+def test_failed_utterances_have_an_entry(tmp_path, capsys):
+    """NaN of the search; audio that could not be read, where the outputs mean nothing; no transcript."""
+    seqs = {
+        "test/nan": make_outputs([([1], np.nan, -1.0)]),
+        "test/audio": with_info(make_outputs([([1], -1.0, -1.0)], ref="turn left"), error="truncated", duration=3.5),
+        "test/text": with_info(make_outputs([([1], -1.0, -1.0)], ref=""), no_transcript=True),
+    }
+    _, utts = load_nbest(run(tmp_path, {**seqs, "test/b": SEQS["test/b"]}))
+    audio, good, nan, text = utts
+    assert "NaN" in nan.error and nan.hyps == [] and nan.ref == "turn left"
+    assert (audio.error, audio.hyps, audio.duration, audio.enc_len) == ("truncated", [], 3.5, None)
+    assert text.error is None and text.ref is None and text.hyps and good.hyps
+    wer = json.loads((tmp_path / "wer.json").read_text())
+    assert (wer["total"]["num_failed"], wer["total"]["num_del"], wer["total"]["num_no_ref"]) == (2, 4, 1)
+    assert wer["time"]["audio_seconds"] == 6.0
+    assert "2 of 4 utterances failed: test/audio: truncated; test/nan: " in capsys.readouterr().out
+    (tmp_path / "all").mkdir()
+    del seqs["test/text"]
+    with pytest.raises(RecogError, match=r"all 2 utterances failed\. No results are written\. .*test/audio: truncated"):
+        run(tmp_path / "all", seqs)
+    assert os.listdir(tmp_path / "all") == []
 
 
 def test_broken_reference_text(tmp_path):

@@ -35,7 +35,7 @@ def prepare(folder, vocab):
 def folder(tmp_path_factory):
     """:return: folder with a prepared corpus and a trained model"""
     folder = tmp_path_factory.mktemp("ls960")
-    make_librispeech(str(folder / "LibriSpeech"), PARTS, seconds=1.5)
+    make_librispeech(str(folder / "LibriSpeech"), PARTS, seconds=3.3)
     run_tool(
         "prepare_librispeech",
         "LibriSpeech",

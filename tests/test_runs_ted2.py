@@ -16,7 +16,7 @@ from recog.nbest import audit, load_nbest
 def folder(tmp_path_factory):
     """:return: folder with a prepared corpus and a trained model"""
     folder = tmp_path_factory.mktemp("ted2")
-    make_tedlium2(str(folder / "TEDLIUM_release2"), {"train": 12, "dev": 3, "test": 4}, segment_seconds=1.5)
+    make_tedlium2(str(folder / "TEDLIUM_release2"), {"train": 12, "dev": 3, "test": 4}, segment_seconds=3.3)
     args = ("TEDLIUM_release2", "data/tedlium2", "--vocab", "spm_unigram_40", "--lm-text", "TEDLIUM_release2/LM")
     run_tool("prepare_tedlium2", *args, cwd=folder)
     run_config("ted2_train", folder, **SMALL_TRAINING, vocab="spm_unigram_40", ctc_with_eos=True)

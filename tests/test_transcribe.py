@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
+from bad_corpus import bad_utterances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import AED, save_model
@@ -24,6 +25,7 @@ from tools.transcription.formats import ctm_lines, file_record, recording_names,
 from tools.transcription.recognise import Segment, Word, group_words
 
 RATE = 16_000
+BAD = bad_utterances()
 
 
 # ---- audio
@@ -258,7 +260,7 @@ def test_errors(setup, vocab_file, tmp_path):
     aed, vocab = ("--checkpoint", setup.checkpoints["aed"]), ("--vocab", vocab_file)
     (tmp_path / "text.wav").write_text("no audio")
     for words, code, message in (
-        ((file, "none.wav", *aed, *vocab), 1, "none.wav: "),
+        (("none.wav", "text.wav", *aed, *vocab), 1, "none.wav: "),
         (("text.wav", *aed, *vocab), 1, "text.wav: "),
         ((file, *aed), 1, "Give it with --vocab"),
         ((file, *aed, "--vocab", "none.json"), 1, "none.json"),
@@ -279,6 +281,28 @@ def test_errors(setup, vocab_file, tmp_path):
     assert result.returncode == 0, result.stderr
     words = json.loads((tmp_path / "n.json").read_text())["files"][0]["segments"][0]["words"]
     assert all(word["begin"] is None for word in words)
+
+
+def test_bad_files_among_good_ones(setup, vocab_file, tmp_path):
+    """An error for each; the others are transcribed, and the exit code tells."""
+    good = audio_files(setup)[0]
+    for name, utt in BAD.items():
+        if utt.audio is not None:
+            (tmp_path / f"{name}.{utt.extension}").write_bytes(utt.audio)
+    expected = {f"{name}.{utt.extension}": utt.error for name, utt in BAD.items() if utt.error}
+    # Any rate and channels can be transcribed, and without a list nobody knows the length of an Ogg file.
+    fine = ["rate.flac", "stereo.flac", "cut_ogg.ogg", "one_sample.flac", "silence.flac", good]
+    files = [*fine, *sorted(set(expected) - set(fine)), "nowhere.wav"]
+    model = ("--checkpoint", setup.checkpoints["aed"], "--vocab", vocab_file)
+    result = call_tool("transcribe", *files, *model, "--json", "t.json", "--ctm", "t.ctm", cwd=tmp_path)
+    assert result.returncode == 1
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == fine
+    record = {entry["file"]: entry for entry in json.loads((tmp_path / "t.json").read_text())["files"]}
+    assert list(record) == files
+    for file in files[len(fine) :]:
+        assert f"error: {file}: " in result.stderr and record[file]["error"].startswith(f"{file}: ")
+    assert "cut_sph.sph: cut off: 7744 samples of 16000" in result.stderr
+    assert record["silence.flac"]["text"] == "" and record[good]["text"]
 
 
 def test_vocabulary_of_the_training(setup, tmp_path):

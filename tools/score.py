@@ -183,9 +183,9 @@ def _write_trn(runs: list[ScoredRun], folder: str, normaliser: TextNormaliser) -
 
 def _duration(utt: Utterance, run: ScoredRun, option: str) -> float:
     """:raises AnalysisError: not known"""
-    if not utt.duration:
+    if utt.duration is None:
         raise AnalysisError(f"{run.file}: {option} needs durations, but utterance {utt.seq_tag!r} has none")
-    return utt.duration
+    return max(utt.duration, 0.01)  # sclite needs a time, also of an utterance without audio
 
 
 def _waveform(utt: Utterance) -> str:

@@ -3,8 +3,11 @@
 Transcribes audio files: any format that libsndfile reads (WAV, FLAC, Ogg, MP3, ...), any sample rate, any channels.
 
 The text goes to standard output, one line for each file (with several files: name, tab, text). Longer files are cut at
-silence. Times of words are those of the CTC alignment: from the first to the last frame with a label of the word. CTC
-marks labels by short peaks in or near their sound, so these are not exactly the times at which words begin and end.
+silence. A file that cannot be read is an error on the terminal and in the JSON file, and the others go on; then the
+exit code is 1.
+
+Times of words are those of the CTC alignment: from the first to the last frame with a label of the word. CTC marks
+labels by short peaks in or near their sound, so these are not exactly the times at which words begin and end.
 
   python tools/transcribe.py --checkpoint output/demo_train/models/epoch.006.pt FILE.wav
   python tools/transcribe.py --checkpoint MODEL.pt --vocab data/librispeech/vocab/bpe_10k.json talk.mp3 --srt talk.srt
@@ -82,9 +85,15 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _main(args: argparse.Namespace) -> int:
-    waveforms = {}
+    waveforms, failed = {}, {}
     for file in dict.fromkeys(args.files):  # all are looked at before the first is recognised
-        waveforms[file] = read_mono(file)
+        try:
+            waveforms[file] = read_mono(file)
+        except AudioError as exc:
+            failed[file] = str(exc)
+            print(f"error: {exc}", file=sys.stderr)
+    if not waveforms:
+        return 1
     with_times = bool(args.json or args.ctm or args.srt)
     recogniser = open_recogniser(
         args.checkpoint,
@@ -104,23 +113,37 @@ def _main(args: argparse.Namespace) -> int:
         def update(fraction: float, detail: str, before: int = before, size: int = len(samples)) -> None:
             progress.update((before + fraction * size) / total, detail)
 
-        segments = recogniser.transcribe(samples, max_seconds=args.max_seconds, with_times=with_times, progress=update)
-        before += len(samples)
+        try:
+            segments = recogniser.transcribe(
+                samples, max_seconds=args.max_seconds, with_times=with_times, progress=update
+            )
+        except (RuntimeError, MemoryError) as exc:
+            from recog.out_of_memory import first_line, is_out_of_memory
+
+            if not is_out_of_memory(exc):
+                raise
+            failed[file] = f"{file}: not enough memory, try a smaller --max-seconds: {first_line(exc)}"
+            print(f"error: {failed[file]}", file=sys.stderr)
+            continue
+        finally:
+            before += len(samples)
         transcripts[file] = segments
         text = " ".join(segment.text for segment in segments if segment.text)
-        print(text if len(waveforms) == 1 else f"{file}\t{text}", flush=True)
+        print(text if len(args.files) == 1 else f"{file}\t{text}", flush=True)
         unaligned = sum(word.begin is None for segment in segments for word in segment.words)
         if with_times and unaligned:
             print(f"note: {file}: {unaligned} words have no CTC alignment (too few frames)", file=sys.stderr)
     if args.json:
-        write_json(args.json, _record(args, recogniser, waveforms, transcripts))
+        record = _record(args, recogniser, waveforms, transcripts)
+        record["files"] += [{"file": file, "error": message} for file, message in failed.items()]
+        write_json(args.json, record)
     if args.ctm:
         names = recording_names(list(transcripts))
         lines = [line for name, segs in zip(names, transcripts.values(), strict=True) for line in ctm_lines(name, segs)]
         _write(args.ctm, "\n".join(lines))
-    if args.srt:
+    if args.srt and transcripts:
         _write(args.srt, srt_text(next(iter(transcripts.values()))))
-    return 0
+    return 1 if failed else 0
 
 
 def _times_are_optional(args: argparse.Namespace) -> bool:

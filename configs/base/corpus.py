@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recog.batches import Utt
-from recog.prepared_corpus import ListedUtterance, PreparedCorpusError, check_listing, iter_listing, read_manifest
+from recog.prepared_corpus import ListedUtterance, PreparedCorpusError, check_listings, iter_listing, read_manifest
 from recog.subword_sampling import SubwordSampling, sampling_vocabulary
 from recog.vocab import Vocab, load_vocab
 from rf_models.encoder import SAMPLE_RATE
@@ -103,10 +103,13 @@ class Corpus:
         except PreparedCorpusError as exc:
             raise OptionError(f"{exc}: prepare the corpus again") from None
 
-    def _ogg_zip(self, parts: tuple[str, ...], **kwargs: Any) -> dict[str, Any]:
+    def _utterances(self, parts: tuple[str, ...], checks: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """:return: RETURNN dataset options"""
+        from .utterances import UtteranceChecks, UtteranceDataset
+
         return {
-            "class": "OggZipDataset",
+            "class": UtteranceDataset,
+            "checks": UtteranceChecks(**checks),
             "path": [os.path.join(self.folder, self.manifest["parts"][part]["file"]) for part in parts],
             "audio": {
                 "features": "raw",
@@ -118,13 +121,15 @@ class Corpus:
             **kwargs,
         }
 
-    def train_dataset(self) -> dict[str, Any]:
+    def train_dataset(self, **checks: Any) -> dict[str, Any]:
         """
+        :param checks: what utterances must fulfil, see :class:`configs.base.utterances.UtteranceChecks`
         :return: RETURNN dataset options of the training data, with augmentation
         :raises OptionError: sub-words are to be drawn in a way that is not that of the vocabulary
         """
-        dataset = self._ogg_zip(
+        dataset = self._utterances(
             self.opts.train_parts,
+            {"data": "train", "leave_out": True, **checks},
             partition_epoch=self.opts.partition_epoch,
             seq_ordering=self.opts.train_seq_ordering,
         )
@@ -132,9 +137,8 @@ class Corpus:
             dataset["epoch_wise_filter"] = {
                 (1, self.opts.curriculum_epochs): {"max_mean_len": self.opts.curriculum_max_mean_len}
             }
-        from .augmentation import AudioPadding, Augmentations, AugmentedOggZipDataset, SpeedPerturbation
+        from .augmentation import AudioPadding, Augmentations, SpeedPerturbation
 
-        dataset["class"] = AugmentedOggZipDataset
         if self.opts.subword_sampling:
             try:
                 dataset["targets"] = sampling_vocabulary(self.vocab, self.opts.subword_sampling)
@@ -151,19 +155,30 @@ class Corpus:
 
     def statistics_dataset(self, num_seqs: int) -> dict[str, Any]:
         """:return: RETURNN dataset options of at most so many utterances of the training data, without augmentation"""
+        checks = {"data": "statistics", "leave_out": True}
         subset = {"fixed_random_subset": num_seqs} if self.num_seqs(self.opts.train_parts) > num_seqs else {}
-        return self._ogg_zip(self.opts.train_parts, seq_ordering="default", **subset)
+        return self._utterances(self.opts.train_parts, checks, seq_ordering="default", **subset)
 
-    def dev_dataset(self) -> dict[str, Any]:
-        """:return: RETURNN dataset options of the data that the dev losses are measured on"""
+    def dev_dataset(self, **checks: Any) -> dict[str, Any]:
+        """
+        :param checks: as for :meth:`train_dataset`
+        :return: RETURNN dataset options of the data that the dev losses are measured on
+        """
         subset = {}
         if self.num_seqs(self.opts.dev_parts) > self.opts.dev_max_seqs:
             subset["fixed_random_subset"] = self.opts.dev_max_seqs
-        return self._ogg_zip(self.opts.dev_parts, seq_ordering="sorted_reverse", **subset)
+        checks = {"data": "dev", "leave_out": True, **checks}
+        return self._utterances(self.opts.dev_parts, checks, seq_ordering="sorted_reverse", **subset)
 
-    def forward_dataset(self, parts: tuple[str, ...]) -> dict[str, Any]:
-        """:return: RETURNN dataset options of data to recognise, the longest utterances first"""
-        return self._ogg_zip(parts, seq_ordering="sorted_reverse")
+    def forward_dataset(self, parts: tuple[str, ...], *, needs_labels: bool = False) -> dict[str, Any]:
+        """
+        :param parts:
+        :param needs_labels: whether an utterance is of no use without the labels of its transcript
+        :return: RETURNN dataset options of data to recognise, the longest utterances first; all of them, those with
+            problems too
+        """
+        checks = {"data": "+".join(parts), "leave_out": False, "needs_labels": needs_labels}
+        return self._utterances(parts, checks, seq_ordering="sorted_reverse")
 
     def forward_order(self, parts: tuple[str, ...]) -> list[Utt]:
         """:return: the utterances of these parts in the order of :meth:`forward_dataset`"""
@@ -171,11 +186,21 @@ class Corpus:
         utts.sort(key=lambda item: -int(item[0] * 100))  # as RETURNN does: stable, in steps of 10 ms
         return [Utt(tag, round(duration * SAMPLE_RATE)) for duration, tag in utts]
 
-    def extern_data(self) -> dict[str, Any]:
-        """:return: RETURNN's ``extern_data``: audio {batch, time, 1}, labels {batch, labels}, text as UTF-8 bytes"""
+    def extern_data(self, *, forward: bool) -> dict[str, Any]:
+        """
+        :param forward: with what only :meth:`forward_dataset` has
+        :return: RETURNN's ``extern_data``: audio {batch, time, 1}, labels {batch, labels}; if forward, text as UTF-8
+            bytes, and what is special about the utterance
+        """
         from returnn.tensor import Dim, batch_dim
 
-        time_dim, labels_dim, text_dim = Dim(None, name="time"), Dim(None, name="labels"), Dim(None, name="text")
+        from recog.utterance_info import INFO_KEY
+
+        time_dim, labels_dim = Dim(None, name="time"), Dim(None, name="labels")
+        texts = {}
+        for key in ("orth", INFO_KEY) if forward else ():
+            dims = [batch_dim, Dim(None, name=key)]
+            texts[key] = {"dims": dims, "sparse_dim": Dim(256, name="bytes"), "dtype": "uint8"}
         return {
             "data": {"dims": [batch_dim, time_dim, Dim(1, name="mono")], "dtype": "float32"},
             "classes": {
@@ -183,7 +208,7 @@ class Corpus:
                 "sparse_dim": Dim(self.vocab.num_labels, name="vocab"),
                 "dtype": "int32",
             },
-            "orth": {"dims": [batch_dim, text_dim], "sparse_dim": Dim(256, name="bytes"), "dtype": "uint8"},
+            **texts,
         }
 
 
@@ -218,10 +243,13 @@ def open_corpus(name: str, opts: CorpusOptions, *, parts: tuple[str, ...], prepa
         zip_file = os.path.join(folder, known_parts[part]["file"])
         if not os.path.isfile(zip_file):
             raise OptionError(f"{zip_file} is missing, though {manifest_file} names it. {hint}")
-        try:
-            check_listing(zip_file)  # RETURNN's own parser would end the process at the first surprise
-        except PreparedCorpusError as exc:
-            raise OptionError(f"{exc}. {hint}") from None
+    try:
+        # RETURNN's own parser would end the process at the first surprise.
+        check_listings(
+            {os.path.join(folder, known_parts[part]["file"]): known_parts[part].get("num_seqs") for part in parts}
+        )
+    except PreparedCorpusError as exc:
+        raise OptionError(f"{exc}. {hint}") from None
     vocab_dir = os.path.join(folder, "vocab")
     try:
         vocab = load_vocab(os.path.join(vocab_dir, opts.vocab + ".json"))

@@ -75,7 +75,7 @@ def ilm_context_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         ignore=("data_dir", "num_workers", "batch_size", "max_seqs"),
     )
     num_seqs = corpus.num_seqs(corpus_opts.train_parts)
-    dataset = corpus.forward_dataset(corpus_opts.train_parts)
+    dataset = corpus.forward_dataset(corpus_opts.train_parts, needs_labels=True)
     if num_seqs > opts.num_utterances:
         dataset["fixed_random_subset"] = num_seqs = opts.num_utterances
 
@@ -91,7 +91,7 @@ def ilm_context_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
 
     from recog.ilm_context import ContextCallback, context_forward_step
 
-    extern_data = corpus.extern_data()
+    extern_data = corpus.extern_data(forward=True)
     del extern_data["orth"]
     config = {
         "backend": "torch",

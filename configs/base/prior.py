@@ -91,7 +91,7 @@ def prior_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         overwrite=opts.overwrite,
         ignore=("data_dir", "num_workers", "batch_size", "max_seqs"),
     )
-    dataset, num_seqs = corpus.forward_dataset(parts), corpus.num_seqs(parts)
+    dataset, num_seqs = corpus.forward_dataset(parts, needs_labels=True), corpus.num_seqs(parts)
     if opts.num_utterances is not None and opts.num_utterances < num_seqs:
         num_seqs = opts.num_utterances
         dataset["fixed_random_subset"] = num_seqs
@@ -113,7 +113,7 @@ def prior_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         "backend": "torch",
         "behavior_version": BEHAVIOR_VERSION,
         "task": "forward",
-        "extern_data": {key: value for key, value in corpus.extern_data().items() if key != "orth"},
+        "extern_data": {key: value for key, value in corpus.extern_data(forward=True).items() if key != "orth"},
         "forward_data": dataset,
         "get_model": get_model,
         "load": checkpoint,

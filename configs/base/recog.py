@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from recog.options import (
     CtcOptions,
@@ -77,6 +77,8 @@ class RecogOptions:
     batch_size: int = 200_000 * 16
     """Audio samples in a batch, padding included. Results do not depend on it."""
     max_seqs: int = 200
+    amp: Literal["off", "bfloat16", "float16"] = "off"
+    """Mixed precision of the encoder. All else is float32: features, CTC, decoder, language models, search."""
     returnn_search_output: bool = False
     """Also write the n-best as the Python dict that RETURNN's search task used to write (search_out.py.gz)."""
     overwrite: bool = False
@@ -150,12 +152,14 @@ class ForwardRun:
         header: NBestHeader | None = None,
         inputs: dict[str, str] | None = None,
         no_hypothesis: str | None = None,
+        needs_labels: bool = False,
     ) -> dict[str, Any]:
         """
         :param forward_step:
         :param header: of the n-best file. None: that of the search
         :param inputs: other files that the results depend on, by the option that names them
         :param no_hypothesis: why an utterance can have no hypotheses
+        :param needs_labels: whether it reads the transcripts as labels
         :return: RETURNN's config: task forward, which writes an n-best file
         """
         from recog.callback import RecogCallback
@@ -165,14 +169,14 @@ class ForwardRun:
         opts: RecogOptions = self.groups[RecogOptions]
         batches, plan = plan_of_shard(self.shard, corpus, parts, batch_size=opts.batch_size, max_seqs=opts.max_seqs)
         folder = self._begin(inputs or {}, plan)
-        dataset = corpus.forward_dataset(parts)
+        dataset = corpus.forward_dataset(parts, needs_labels=needs_labels)
         if self.shard:
             dataset["seq_list_filter_file"] = _write_list(os.path.join(folder, "utterances.txt"), batches)
         config = {
             "backend": "torch",
             "behavior_version": BEHAVIOR_VERSION,
             "task": "forward",
-            "extern_data": corpus.extern_data(),
+            "extern_data": corpus.extern_data(forward=True),
             "forward_data": dataset,
             "get_model": self.get_model,
             "load": self.checkpoint,
@@ -262,6 +266,8 @@ def open_forward_run(
     if row:
         check_models(row, groups[type(search)], groups[ExternalModelOptions])
     shard = shard_of_this_process(groups[RecogOptions].shard)
+    if "torch_amp" in values:
+        raise OptionError("torch_amp would be for the search, too, whose sums need float32: use amp, for the encoder")
     corpus_opts, ctc_opts, search_opts = groups[CorpusOptions], groups[CtcOptions], groups[type(search)]
     if isinstance(search_opts, RescoreOptions):
         search_opts = search_opts.scoring()
@@ -304,7 +310,7 @@ def _score_data(groups: dict[type, Any], external: ExternalModels, *, num_classe
             log_prior = load_log_prior(ctc_opts.prior_file, num_classes=num_classes)
         except (OSError, ValueError) as exc:
             raise OptionError(str(exc)) from None
-    return ScoreData(log_prior=log_prior, ilm_type=external.ilm_type)
+    return ScoreData(log_prior=log_prior, ilm_type=external.ilm_type, amp=groups[RecogOptions].amp)
 
 
 def recognition_run(
@@ -351,6 +357,7 @@ def forced_run(
         ),
         header=replace(header, search=f"forced_{header.search}"),
         no_hypothesis=_IMPOSSIBLE,
+        needs_labels=not nbest_file,
         inputs={"nbest_file": nbest_file} if nbest_file else None,
     )
 

@@ -132,7 +132,7 @@ def _write_transcripts(corpus: Corpus, name: str, parts: tuple[str, ...], folder
     with open(temporary[0], "w", encoding="utf8") as texts, open(temporary[1], "w", encoding="utf8") as tags:
         for part in parts:
             for utterance in corpus.listing(part):
-                if text := " ".join(utterance.text.split()):
+                if text := " ".join((utterance.text or "").split()):
                     texts.write(text + "\n")
                     tags.write(utterance.seq_name + "\n")
     for source, target in zip(temporary, (text_file, tags_file), strict=True):

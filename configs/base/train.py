@@ -85,25 +85,29 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
 
         aed_ctc.train_step(model=model, extern_data=extern_data, opts=loss_opts)
 
-    max_seq_length = {}
-    if opts.max_label_len is not None:
-        max_seq_length["classes"] = opts.max_label_len
-    if opts.max_audio_seconds is not None:
-        max_seq_length["data"] = int(opts.max_audio_seconds * 16_000)
-    extern_data = corpus.extern_data()
-    del extern_data["orth"]  # the text is of no use in training
+    for key in ("max_seq_length", "min_seq_length"):
+        if key in values:
+            raise OptionError(
+                f"{key}: RETURNN leaves out utterances by it without a word; use max_audio_seconds or max_label_len"
+            )
+    checks = {
+        "num_frames": model_opts.num_encoder_frames,
+        "ctc": any(loss_opts.ctc_scales_for(model_opts.ctc_layers).values()),
+        "ctc_with_eos": loss_opts.ctc_with_eos,
+    }
+    limits = {"max_seconds": opts.max_audio_seconds, "max_labels": opts.max_label_len}
     return training_config(
         output_dir,
         opts,
-        extern_data=extern_data,
-        train=corpus.train_dataset(),
-        dev=corpus.dev_dataset(),
+        extern_data=corpus.extern_data(forward=False),
+        train=corpus.train_dataset(**checks, **limits),
+        dev=corpus.dev_dataset(**checks, **limits),
         get_model=get_model,
         train_step=train_step,
         error_measure="ce" if loss_opts.aed_loss_scale and model_opts.with_decoder else None,
         batch_size={"data": opts.batch_size},
         max_seqs=opts.max_seqs,
-        max_seq_length=max_seq_length,
+        max_seq_length={},
         num_workers=corpus_opts.num_workers,
         returnn_values=values,
     )
@@ -166,9 +170,13 @@ def training_config(
             read_learning_rates(learning_rate_file)
         except LearningRatesError as exc:
             raise OptionError(str(exc)) from None
+    from rf_models.step_guard import StepGuard
+
     progress = Progress("training", interval=10.0, stream=lambda: log.v3)
+    guard = StepGuard(train_step)
 
     def dynamic_learning_rate(*, epoch: int, epoch_continuous: float | None = None, **_kwargs: Any) -> float:
+        guard.after_step()  # RETURNN asks for the next learning rate when a step is done
         position = epoch - 1 if epoch_continuous is None else epoch_continuous
         if _rank() == 0:  # one of the processes under torchrun
             progress.update(position / opts.num_epochs, f"sub-epoch {epoch} of {opts.num_epochs}")
@@ -185,6 +193,10 @@ def training_config(
         if _rank() == 0:
             keep_losses(output_dir)
 
+    def epoch_end(*, epoch: int, dataset_name: str, **_kwargs: Any) -> None:
+        if dataset_name == "train":
+            guard.end_of_epoch(epoch)
+
     config = {
         "backend": "torch",
         "behavior_version": BEHAVIOR_VERSION,
@@ -193,7 +205,11 @@ def training_config(
         "train": train,
         "dev": dev,
         "get_model": get_model,
-        "train_step": train_step,
+        "train_step": guard,
+        "epoch_end": epoch_end,
+        # What is not finite is for the guard (see there), and for RETURNN's updater:
+        "num_allowed_consec_invalid_gradient_steps": opts.max_skipped_steps,
+        "stop_on_nonfinite_train_score": False,
         "model": os.path.join(output_dir, "models", "epoch"),
         "num_epochs": opts.num_epochs,
         "batch_size": batch_size,
@@ -254,7 +270,7 @@ def _use_amp(opts: LoopOptions) -> bool:
 _FREE_TO_CHANGE = frozenset(
     """
     data_dir num_epochs num_workers keep_last_n keep_best_n amp output_dir dev_max_seqs dev_texts batch_size max_seqs
-    distributed param_sync_step
+    distributed param_sync_step max_skipped_steps
     """.split()
 )
 

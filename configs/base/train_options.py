@@ -46,6 +46,9 @@ class LoopOptions:
     "param": updates without the others, and the mean of all parameters every param_sync_step updates."""
     param_sync_step: int | None = None
     """Updates between two means of the parameters; for distributed = "param" only."""
+    max_skipped_steps: int = 10
+    """A step whose loss or gradient is not finite is skipped, and named in the log. More than so many in succession end
+    the run."""
 
     keep_last_n: int = 5
     """Checkpoints of so many last sub-epochs are kept."""
@@ -64,6 +67,8 @@ class LoopOptions:
             )
         if self.distributed != "param" and self.param_sync_step is not None:
             raise ValueError(f"param_sync_step = {self.param_sync_step}: only with distributed = param")
+        if self.max_skipped_steps < 0:
+            raise ValueError(f"max_skipped_steps = {self.max_skipped_steps}: expected 0 or more")
         if len(self.lr_positions) != len(self.lr_factors):
             raise ValueError("lr_positions and lr_factors differ in length")
         if list(self.lr_positions) != sorted(self.lr_positions) or self.lr_positions[0] != 0:

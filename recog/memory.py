@@ -1,0 +1,70 @@
+"""
+Audio that is too long for the memory: an error of its utterance, not the end of the run.
+
+Self-attention needs memory for each pair of encoder frames. A GPU reports that there is none left; on a CPU, the
+operating system would end the process. So there, the need is estimated before.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rf_models.options import AedCtcOptions
+
+__all__ = ["attention_bytes", "available_bytes", "is_out_of_memory", "memory_problem"]
+
+_TENSORS = 6
+"""Tensors of [heads, frames, frames] float32 that exist at the same time in self-attention with relative positions, at
+most (measured, see tests/README.md)."""
+_ALWAYS_ENOUGH = 1 << 30
+"""Less is not looked at."""
+
+
+def attention_bytes(opts: AedCtcOptions, num_samples: int) -> int:
+    """
+    :param opts: of the model
+    :param num_samples: of one utterance
+    :return: estimate of what a layer of self-attention needs at most
+    """
+    return 4 * _TENSORS * opts.enc_num_heads * opts.num_encoder_frames(num_samples) ** 2
+
+
+def available_bytes() -> int | None:
+    """:return: memory that this process can still get without swapping; None: not known (not Linux)"""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:  # a container or a job of a cluster can have less
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            limit = int(file.read())
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
+            return min(available, limit - int(file.read()))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return available
+
+
+def memory_problem(opts: AedCtcOptions, num_samples: int, device: torch.device) -> str | None:
+    """
+    :param opts: of the model
+    :param num_samples: of one utterance
+    :param device: where it will be encoded
+    :return: why that cannot work. None: it can, as far as is known
+    """
+    needed = attention_bytes(opts, num_samples)
+    if device.type != "cpu" or needed < _ALWAYS_ENOUGH:
+        return None
+    available = available_bytes()
+    if available is None or needed < available:
+        return None
+    return (
+        f"not enough memory for {num_samples / 16_000:.0f} s of audio: the encoder needs about"
+        f" {needed / 2**30:.1f} GiB, {max(available, 0) / 2**30:.1f} GiB are left. Cut it at silence"
+    )
+
+
+def is_out_of_memory(exc: RuntimeError) -> bool:
+    """:return: whether this exception of PyTorch says that there is no memory left"""
+    return isinstance(exc, torch.OutOfMemoryError) or "can't allocate memory" in str(exc)
