@@ -247,6 +247,25 @@ def test_broken(src, dst, capsys, break_something, num_left):
     assert run(src, dst) == 1  # does not pass as sound later
 
 
+def test_odd_audio_is_prepared(src, dst):
+    """One sample, digital silence, 10 minutes: audio all the same. (Training decides whether it can use them.)"""
+    seconds = {"19-198-0000": 1 / SAMPLE_RATE, "19-198-0001": 2.0, "19-198-0002": 600.0}
+    for name, duration in seconds.items():
+        audio = numpy.zeros(round(duration * SAMPLE_RATE), dtype="int16")
+        soundfile.write(chapter_file(src, f"{name}.flac"), audio, SAMPLE_RATE, subtype="PCM_16")
+    assert run(src, dst) == 0
+    listing = {entry.seq_name: entry.duration for entry in iter_listing(os.path.join(dst, "train-clean-100.zip"))}
+    for name, duration in seconds.items():
+        assert listing[f"train-clean-100/{name}"] == pytest.approx(duration, abs=1e-9)
+
+
+def test_part_without_utterances(src, dst, capsys):
+    os.makedirs(os.path.join(src, "test-clean", "1", "2"))
+    assert run(src, dst, "--parts", "test-clean") == 1
+    assert "test-clean: there is no utterance in it" in capsys.readouterr().err
+    assert not os.path.exists(os.path.join(dst, "test-clean.zip"))
+
+
 def test_same_name_twice(src, dst, capsys):
     copy = os.path.join(src, "train-clean-100", "19", "199")
     shutil.copytree(os.path.join(src, *CHAPTER), copy)

@@ -147,6 +147,9 @@ def test_broken(src, dst, capsys):
     write_file(os.path.join(stm, "Rate_2010.stm"), "Rate_2010 1 X 0.0 1.0 <o,f0,male> text\n")
     write_file(os.path.join(sph, "Damaged_2010.sph"), b"NIST_1A\n   1024\n")
     write_file(os.path.join(stm, "Damaged_2010.stm"), "Damaged_2010 1 X 0.0 1.0 <o,f0,male> text\n")
+    write_sphere(os.path.join(sph, "Cut_2010.sph"), noise(2.0, 1))
+    os.truncate(os.path.join(sph, "Cut_2010.sph"), 40_000)
+    write_file(os.path.join(stm, "Cut_2010.stm"), "Cut_2010 1 X 0.0 1.0 <o,f0,male> text\n")
     write_file(os.path.join(stm, "NoAudio_2010.stm"), "NoAudio_2010 1 X 0.0 1.0 <o,f0,male> text\n")
     write_sphere(os.path.join(sph, "NoText_2010.sph"), noise(1.0, 1))
     write_sphere(os.path.join(sph, "Latin_2010.sph"), noise(1.0, 1))
@@ -157,6 +160,7 @@ def test_broken(src, dst, capsys):
         f"{first}-0000210-0000260": "the recording ends before, after 1.20 seconds",
         "Rate_2010": "sample rate 8000 Hz instead of 16000 Hz",
         "Damaged_2010": "cannot be read",
+        "Cut_2010": "cut off: 19488 samples of 32000 that its header promises",
         "NoAudio_2010": "no audio file (.sph) for its 1 segments",
         "NoText_2010": "no segments (.stm)",
         "Latin_2010": "is not UTF-8",
