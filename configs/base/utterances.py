@@ -228,9 +228,9 @@ class UtteranceDataset(OggZipDataset):
         features = {
             "data": audio,
             "classes": numpy.array([] if labels is None else labels, dtype="int32"),
-            "orth": numpy.frombuffer((text or "").encode("utf8"), dtype="uint8"),
+            "orth": numpy.array(list((text or "").encode("utf8")), dtype="uint8"),
             "raw": str_to_numpy_array(text or ""),
-            INFO_KEY: numpy.frombuffer(info.as_bytes(), dtype="uint8"),
+            INFO_KEY: numpy.array(list(info.as_bytes()), dtype="uint8"),
         }
         features = {key: features[key] for key in self.get_data_keys()}
         return DatasetSeq(features=features, seq_idx=corpus_seq_idx, seq_tag=tag), problem
