@@ -13,6 +13,7 @@ from recog.prepared_corpus import ListedUtterance, PreparedCorpusError, check_li
 from recog.subword_sampling import SubwordSampling, sampling_vocabulary
 from recog.vocab import Vocab, load_vocab
 from rf_models.encoder import SAMPLE_RATE
+from rf_models.options import AedCtcOptions
 
 from .options import OptionError
 
@@ -155,7 +156,7 @@ class Corpus:
 
     def statistics_dataset(self, num_seqs: int) -> dict[str, Any]:
         """:return: RETURNN dataset options of at most so many utterances of the training data, without augmentation"""
-        checks = {"data": "statistics", "leave_out": True}
+        checks = {"data": "statistics", "leave_out": True, "num_frames": AedCtcOptions().num_encoder_frames}
         subset = {"fixed_random_subset": num_seqs} if self.num_seqs(self.opts.train_parts) > num_seqs else {}
         return self._utterances(self.opts.train_parts, checks, seq_ordering="default", **subset)
 
