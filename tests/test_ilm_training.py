@@ -96,4 +96,4 @@ def test_wrong_checkpoint(workplace, tmp_path):  # noqa: F811
     code, output = run(tool, "source", "data/demo", "--corpus", "demo", "--vocab", "spm_unigram_30", cwd=workplace)
     assert code == 0, output
     code, output = run("-m", "returnn", config, *options, cwd=workplace)
-    assert code != 0 and "it has 40 labels, but spm_unigram_30 has 30; choose the right one with ++vocab" in output
+    assert code != 0 and "it has 40 labels (EOS is 0), but spm_unigram_30 has 30 (EOS is 0); choose" in output

@@ -13,7 +13,7 @@ import torch
 from fork_server import fork_config
 from returnn.tensor import Dim, batch_dim
 from returnn.tensor import Tensor as RfTensor
-from runs import REPO, config_file
+from runs import REPO, SMALL_TRAINING, config_file
 from tiny_models import AED, LSTM_LM, TRANSFORMER_LM, audio_batch, make_model, randomise
 from tiny_setup import VOCAB, make_tiny_setup
 
@@ -138,6 +138,54 @@ def limit_memory():
 limit_memory()
 exec(compile(open({config!r}).read(), {config!r}, "exec"))
 """
+
+
+LARGE_BATCH = """#!rnn.py
+import sys
+
+sys.path.insert(0, {repo!r})
+
+
+def too_large():
+    import torch
+    from rf_models import aed_ctc
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            torch.empty(1 << 50)  # what torch raises then
+
+    original = aed_ctc.train_step
+
+    def train_step(**kwargs):
+        import returnn.frontend as rf
+
+        original(**kwargs)
+        for loss in rf.get_run_ctx().losses.values():
+            loss.loss.raw_tensor = Fails.apply(loss.loss.raw_tensor)
+
+    aed_ctc.train_step = train_step
+
+
+too_large()
+exec(compile(open({config!r}).read(), {config!r}, "exec"))
+"""
+
+
+def test_training_says_which_options_help(tmp_path):
+    """In the backward pass, outside of our code."""
+    setup = make_tiny_setup(str(tmp_path / "setup"))
+    config = tmp_path / "large_batch.config"
+    config.write_text(LARGE_BATCH.format(repo=REPO, config=config_file("demo_train")), encoding="utf8")
+    options = {**SMALL_TRAINING, "data_dir": setup.data_dir, "vocab": VOCAB, "dev_parts": "dev", "device": "cpu"}
+    res = fork_config(str(config).removesuffix(".config"), tmp_path, ok=False, **options)
+    assert res.returncode == 1 and "Traceback" not in res.stderr
+    (error,) = [line for line in res.stderr.splitlines() if line.startswith("error: ")]
+    assert "not enough memory for a batch (" in error and "choose a smaller ++batch_size or ++max_seqs" in error
 
 
 def test_batch_is_split_until_it_fits(tmp_path):

@@ -31,7 +31,7 @@ def failure_messages(output_dir: str, *, goes_on: str) -> Callable[..., None]:
     :param output_dir: of the run
     :param goes_on: what the same command does when it is started again, as the end of a sentence
     :return: RETURNN's ``startup_callback``. SIGINT (Ctrl-C) and SIGTERM end the run, and a full disk or the loss of
-        another process of a distributed run does, with a message.
+        another process of a distributed run, or a batch that does not fit into the memory does, with a message.
     """
 
     def startup_callback(**_kwargs: Any) -> None:
@@ -85,9 +85,16 @@ def explain(error: BaseException, output_dir: str) -> str | None:
     """
     :param error:
     :param output_dir: of the run
-    :return: what happened, if it is a full disk or a lost process; None: something else
+    :return: what happened, if it is a full disk, a lost process, or a batch that is too large; None: something else
     """
+    from recog.out_of_memory import first_line, is_out_of_memory
+
     for exc in _chain(error):
+        if is_out_of_memory(exc):
+            return (
+                f"not enough memory for a batch ({first_line(exc)}): choose a smaller ++batch_size or ++max_seqs; in a"
+                " training, a larger ++accum_grad_multiple_step keeps the size of the updates"
+            )
         if isinstance(exc, OSError) and exc.errno in _NO_SPACE:
             return f"{exc.filename or output_dir} cannot be written: {exc.strerror}{_free_space(output_dir)}"
         text = str(exc)
