@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import io
 import itertools
-import json
 import lzma
 import os
 import re
@@ -22,6 +21,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from .json_file import JsonError, read_json_object
 
 __all__ = [
     "ListedUtterance",
@@ -43,6 +44,12 @@ _NAME = re.compile(r"[\w+-][\w.+-]*")
 _PLAIN_ENTRY = re.compile(
     r"\{'text': (?:'([^'\\\n]*)'|\"([^\"\\\n]*)\"), 'duration': (\d{1,9}\.\d{1,20}), 'file': '([^'\\\n]*)',"
     r" 'seq_name': '([^'\\\n]*)'\},?\n"
+)
+# What RETURNN's parser of listings knows of Python.
+_KNOWN_LITERAL = re.compile(
+    r"(?:'(?:[^'\\]|\\(?:[rtn\\\"']|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}))*'(?=\s*(?:[\]},:]|$))"
+    r"|\"(?:[^\"\\]|\\(?:[rtn\\\"']|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}))*\"(?=\s*(?:[\]},:]|$))"
+    r"|[+-]?\d{1,9}(?:\.\d{1,20})?(?![\w.])|None(?!\w)|[\[\]{},:\s])*"
 )
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, KeyError, ValueError, OSError)
 
@@ -85,11 +92,10 @@ def read_manifest(filename: str) -> dict[str, Any]:
     :raises OSError: cannot be read
     """
     try:
-        with open(filename, encoding="utf8") as file:
-            content = json.load(file)
-    except (ValueError, RecursionError) as exc:
-        raise PreparedCorpusError(f"{filename}: not JSON ({exc})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("corpus"), str) or "parts" not in content:
+        content = read_json_object(filename)
+    except JsonError as exc:
+        raise PreparedCorpusError(str(exc)) from None
+    if not isinstance(content.get("corpus"), str) or "parts" not in content:
         raise PreparedCorpusError(f"{filename}: expected an object with corpus and parts")
     content = {"format": 1, "vocabs": {}, "lm_texts": {}, **content}
     if type(content["format"]) is not int:
@@ -226,7 +232,7 @@ def _entries(archive: zipfile.ZipFile, listing: str) -> Iterator[tuple[str, Any]
     if archive.getinfo(listing).file_size > _MAX_WHOLE_BYTES:
         raise PreparedCorpusError(f"{listing} has no utterance in each line, and is too large for anything else")
     try:
-        content = ast.literal_eval(archive.read(listing).decode("utf8"))
+        content = _known_literal(archive.read(listing).decode("utf8").strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as exc:
         raise PreparedCorpusError(f"{listing}: not a Python literal ({exc})") from None
     if not isinstance(content, list):
@@ -240,7 +246,18 @@ def _literal(line: str) -> Any:
     if match := _PLAIN_ENTRY.fullmatch(line):
         text, text2, duration, file, seq_name = match.groups()
         return ListedUtterance(text2 if text is None else text, float(duration), file, seq_name)
-    return ast.literal_eval(line.strip().removesuffix(","))
+    return _known_literal(line.strip().removesuffix(","))
+
+
+def _known_literal(text: str) -> Any:
+    """
+    :return: value of a Python literal
+    :raises ValueError: it is none, or written in a way that RETURNN does not know
+    """
+    value = ast.literal_eval(text)
+    if not _KNOWN_LITERAL.fullmatch(text):
+        raise ValueError("it has something that RETURNN cannot read, such as a number like 1e-05, True, or a tuple")
+    return value
 
 
 def _parse_entry(where: str, entry: Any) -> ListedUtterance:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .json_file import read_json_object
 from .nbest import NBestHeader, Utterance, read_nbest
 from .results import write_results
 
@@ -87,11 +88,7 @@ def read_record(folder: str) -> dict[str, Any]:
     """
     filename = os.path.join(folder, RECORD_FILE)
     try:
-        with open(filename, encoding="utf8") as file:
-            content = json.load(file)
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-        return content
+        return read_json_object(filename)
     except (OSError, ValueError) as exc:
         raise ShardError(f"{filename}, the record of the shard's options, cannot be read ({exc})") from None
 
@@ -232,8 +229,7 @@ def _sum_of_times(shards: list[Shard], output_dir: str) -> dict[str, float]:
     for shard in shards:
         filename = os.path.join(shard.folder(output_dir), "wer.json")
         try:
-            with open(filename, encoding="utf8") as file:
-                times = json.load(file)["time"]
+            times = read_json_object(filename)["time"]
             for name in total:
                 total[name] += float(times[f"{name}_seconds"])
         except (OSError, ValueError, KeyError, TypeError) as exc:

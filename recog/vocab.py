@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .json_file import read_json_object
 from .prepared_corpus import is_inside
 
-__all__ = ["Vocab", "labels_of_dict", "load_vocab", "vocab_differences"]
+__all__ = ["Vocab", "check_merges", "labels_of_dict", "load_vocab", "vocab_differences"]
 
 _MAX_BYTES = 64 * 2**20
 """Of a file of labels or merges. Those of published models have 0.2 MiB."""
@@ -125,15 +125,11 @@ def load_vocab(filename: str) -> Vocab:
     """
     :param filename: JSON description
     :raises FileNotFoundError: it or one of the files that it names is missing
-    :raises ValueError: malformed
+    :raises ValueError: malformed, or with something that RETURNN would execute
     """
-    with open(filename, encoding="utf8") as file:
-        try:
-            content = json.load(file)
-        except (ValueError, RecursionError) as exc:
-            raise ValueError(f"{filename}: not JSON: {exc}") from None
+    content = read_json_object(filename)
     wanted = {"sentencepiece": {"model"}, "bpe": {"codes", "vocab"}}
-    kind = content.get("type") if isinstance(content, dict) else None
+    kind = content.get("type")
     if not isinstance(kind, str) or kind not in wanted:
         raise ValueError(f"{filename}: type {kind!r}: expected sentencepiece or bpe")
     num_labels, eos_index = content.get("num_labels"), content.get("eos_index")
@@ -152,7 +148,7 @@ def load_vocab(filename: str) -> Vocab:
             raise FileNotFoundError(f"{filename} names {path}, which does not exist")
     if kind == "bpe":
         _check_labels(paths["vocab"])
-        _check_merges(paths["codes"])
+        check_merges(paths["codes"])
     name = os.path.splitext(os.path.basename(filename))[0]
     return Vocab(name=name, type=kind, num_labels=num_labels, eos_index=eos_index, files=paths)
 
@@ -184,8 +180,11 @@ def _check_labels(filename: str) -> None:
             raise ValueError(f"{filename}: {exc}. It is not used: RETURNN would execute what is in it") from None
 
 
-def _check_merges(filename: str) -> None:
-    """:raises ValueError: not the merges of subword-nmt"""
+def check_merges(filename: str) -> None:
+    """
+    :param filename:
+    :raises ValueError: not the merges of subword-nmt, as RETURNN reads them
+    """
     for number, line in enumerate(_read_text(filename).splitlines(), 1):
         if number == 1 and line.startswith("#version:"):
             if not re.fullmatch(r"#version: *0\.[12](\.0+)*\s*", line):

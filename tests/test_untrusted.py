@@ -364,7 +364,7 @@ def rewrite_zip(filename, listing=None, extra=()):
             b"[\n{'text': 'A', 'duration': 1.0, 'file': '../../x.flac', 'seq_name': 'dev/1'},\n]\n",
             "because of the file",
         ),
-        (b"[\n{'text': 'A', 'duration': 9e999, 'file': 'x', 'seq_name': 'dev/1'},\n]\n", "expected seconds"),
+        (b"[\n{'text': 'A', 'duration': -1.0, 'file': 'x', 'seq_name': 'dev/1'},\n]\n", "expected seconds"),
         (b"[\n{'text': 3, 'duration': 1.0, 'file': 'x', 'seq_name': 'dev/1'},\n]\n", "text 3: expected a text"),
         (b"[\n3,\n]\n", "expected a dict"),
         (b"{}", "expected a list"),
@@ -470,9 +470,10 @@ def test_training_does_not_execute_learning_rates(prepared, tmp_path, marker):
     )
     res = run_config("demo_train", tmp_path, ok=False, **options)
     assert res.returncode != 0 and "learning_rates: not a file of learning rates" in res.stderr
-    os.remove(folder / "learning_rates")
-    shutil.move(evil_checkpoints(folder / "models", marker)[1], folder / "models" / "epoch.001.opt.pt")
-    os.remove(folder / "models" / "epoch.003.pt")
+    write_file(str(folder / "learning_rates"), "{1: EpochData(learningRate=0.1, error={'dev_loss_ce': 1.5, 'train_loss_ce': 1.5})}\n")
+    evil = evil_checkpoints(tmp_path / "evil", marker)[0]
+    for name in ("epoch.001.pt", "epoch.001.opt.pt"):
+        shutil.copy(evil, folder / "models" / name)
     res = run_config("demo_train", tmp_path, ok=False, **options)
     assert res.returncode != 0 and "Weights only load failed" in res.stdout + res.stderr
     assert not (folder / "models" / "epoch.002.pt").exists()

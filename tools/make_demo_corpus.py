@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from recog.json_file import JsonError, read_json_object
 from recog.progress import Progress
 
 FORMAT = 1
@@ -106,9 +107,8 @@ def _read_info(folder: str, info_file: str, recipe: dict[str, Any]) -> dict[str,
             sys.exit(f"error: {folder} is not empty and holds no demo corpus: choose another folder")
         return None
     try:
-        with open(info_file, encoding="utf8") as file:
-            before = json.load(file)
-    except ValueError:
+        before = read_json_object(info_file)
+    except JsonError:
         sys.exit(f"error: {info_file} is damaged: remove {folder} and start again")
     if differing := [key for key, value in recipe.items() if before.get(key) != value]:
         what = "; ".join(f"{key} {before.get(key)} instead of {recipe[key]}" for key in differing)

@@ -13,12 +13,12 @@ removed afterwards.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from recog.json_file import JsonError, read_json_object
 from recog.shards import (
     NBEST_FILE,
     RECORD_FILE,
@@ -76,9 +76,8 @@ def _count(output_dir: str, given: int | None) -> int:
 def _check_same(output_dir: str, count: int) -> None:
     """:raises ShardError: the merged results that there are, are of another run"""
     try:
-        with open(os.path.join(output_dir, RECORD_FILE), encoding="utf8") as file:
-            before = json.load(file)
-    except (OSError, ValueError):
+        before = read_json_object(os.path.join(output_dir, RECORD_FILE))
+    except (OSError, JsonError):
         before = {}
     record = read_record(Shard(1, count).folder(output_dir))
     record.pop("plan", None)

@@ -16,7 +16,6 @@ Checkpoint, vocabulary and corpus of an n-best file are those of its run; other 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -28,6 +27,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from recog.analysis.runs import AnalysisError, load_run
+from recog.json_file import JsonError, read_json_object
 from recog.nbest import Utterance
 from recog.prepared_corpus import iter_listing
 from recog.vocab import Vocab, load_vocab
@@ -152,10 +152,12 @@ def _checkpoint_of_run(nbest_file: str) -> str:
     """:return: what options.json beside the n-best file says"""
     filename = os.path.join(os.path.dirname(nbest_file), "options.json")
     try:
-        with open(filename, encoding="utf8") as file:
-            return json.load(file)["checkpoint"]
-    except (FileNotFoundError, KeyError, ValueError):
-        raise AnalysisError(f"{filename} does not say which model it was: give it with --checkpoint") from None
+        checkpoint = read_json_object(filename).get("checkpoint")
+    except (FileNotFoundError, JsonError):
+        checkpoint = None
+    if not isinstance(checkpoint, str):
+        raise AnalysisError(f"{filename} does not say which model it was: give it with --checkpoint")
+    return checkpoint
 
 
 def _corpus_folder(options: dict[str, Any], vocab: dict[str, Any], part: str, nbest_file: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -203,5 +204,5 @@ def read_sentences(filenames: tuple[str, ...]) -> Iterator[tuple[int, str]]:
                     number += 1
                     if line := " ".join(line.split()):
                         yield number, line
-        except (OSError, EOFError, UnicodeDecodeError) as exc:
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as exc:
             raise OptionError(f"{filename} cannot be read ({exc}): expected UTF-8 text") from None

@@ -262,12 +262,12 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def _read(filename: str, cls: type[Any]) -> Iterator[tuple[str, Any]]:
     """:return: "file:line", instance of cls"""
-    with open(filename, encoding="utf8") as file:
+    with open(filename, "rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{filename}:{number}"
             try:
-                record = json.loads(line)
-            except ValueError as exc:
+                record = json.loads(line.decode("utf8"))
+            except (ValueError, RecursionError) as exc:
                 raise ResultError(f"{where}: not JSON ({exc})") from None
             if not isinstance(record, dict):
                 raise ResultError(f"{where}: expected an object")

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from recog.json_file import JsonError, read_json_object
 from rf_models.options import AedCtcOptions, AedCtcTrainOptions
 
 from .corpus import CorpusOptions
@@ -121,8 +122,10 @@ def stop_if_finished(
     if all(map(os.path.isfile, result_files)) and not overwrite:
         before = {}
         if os.path.isfile(record_file):
-            with open(record_file, encoding="utf8") as file:
-                before = json.load(file)
+            try:
+                before = read_json_object(record_file)
+            except JsonError as exc:
+                raise OptionError(f"{exc}: it is damaged, remove it") from None
         changed = [
             f"{key}: {before.get(key)!r} -> {value!r}"
             for key, value in record.items()

@@ -13,6 +13,7 @@ from typing import Any
 from returnn.log import log
 from returnn.util.math import merge_random_seeds
 
+from recog.json_file import JsonError, read_json_object
 from recog.learning_rates import LearningRatesError, read_learning_rates
 from recog.progress import Progress
 from rf_models.checkpoint import INFO_FILE, ModelInfo, build_model
@@ -286,8 +287,10 @@ def record_options(output_dir: str, options: dict[str, Any]) -> None:
     options = json.loads(json.dumps(options))  # tuples become lists, as in the file
     has_checkpoints = any(name.endswith(".pt") for name in os.listdir(os.path.join(output_dir, "models")))
     if has_checkpoints and os.path.isfile(filename):
-        with open(filename, encoding="utf8") as file:
-            before = json.load(file)
+        try:
+            before = read_json_object(filename)
+        except JsonError as exc:
+            raise OptionError(f"{exc}: it is damaged, remove it, if you know that the options are the same") from None
         changed = [
             f"{key}: {before.get(key)!r} -> {value!r}"
             for key, value in options.items()

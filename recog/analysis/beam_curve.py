@@ -4,12 +4,12 @@ What a larger beam buys: WER, search errors and computing time over the beam siz
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..json_file import read_json_object
 from ..nbest import Utterance
 from ..wer import score_utterances
 from .runs import AnalysisError, Run
@@ -47,9 +47,9 @@ def real_time_factor(nbest_file: str) -> float | None:
     :return: from the file wer.json beside it, encoder and search; None: there is none
     """
     try:
-        with open(os.path.join(os.path.dirname(nbest_file), "wer.json"), encoding="utf8") as file:
-            return json.load(file)["time"]["total_real_time_factor"]
-    except (FileNotFoundError, KeyError, ValueError):
+        content = read_json_object(os.path.join(os.path.dirname(nbest_file), "wer.json"))
+        return float(content["time"]["total_real_time_factor"])
+    except (FileNotFoundError, KeyError, ValueError, TypeError):
         return None
 
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from recog.vocab import labels_of_dict
+from recog.vocab import check_merges, labels_of_dict
 
 from .package import CorpusError
 
@@ -135,9 +135,10 @@ def import_bpe(folder: str, name: str, codes_file: str, vocab_file: str) -> dict
     if not labels or labels[0] not in (EOS, "</s>"):
         raise CorpusError(f"{vocab_file}: label 0 is {labels[:1]}, but must be {EOS} or </s> (end and beginning)")
     codes = _read_text(codes_file)
-    for number, line in enumerate(codes.rstrip("\n").split("\n"), 1):
-        if len(line.split()) != 2:  # the optional first line, "#version: 0.2", has two fields as well
-            raise CorpusError(f"{codes_file}, line {number}: {line[:50]!r}: expected the two parts of a merge")
+    try:
+        check_merges(codes_file)
+    except ValueError as exc:
+        raise CorpusError(str(exc)) from None
     os.makedirs(folder, exist_ok=True)
     return _store_bpe(folder, name, codes, labels)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import json
 import math
 import os
 import re
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from recog.analysis.runs import AnalysisError, Run, load_run
+from recog.json_file import JsonError, read_json_object
 from recog.learning_rates import read_learning_rates
 
 __all__ = [
@@ -126,6 +126,17 @@ class ReportInputs:
     perplexities: list[dict[str, Any]] = field(default_factory=list)
     """Name of a text -> :meth:`recog.perplexity.TextScore.as_dict`"""
     pictures: list[Picture] = field(default_factory=list)
+    files: dict[str, ReportInputs] = field(default_factory=dict)
+    """JSON file of a tool -> what was in it"""
+
+    def add_file(self, path: str, content: ReportInputs) -> None:
+        """
+        :param path: JSON file of a tool
+        :param content: what is in it
+        """
+        self.files[path] = content
+        for name in ("tunings", "search_errors", "beam_curves", "perplexities"):
+            getattr(self, name).extend(getattr(content, name))
 
 
 def load_inputs(paths: Sequence[str]) -> ReportInputs:
@@ -177,7 +188,8 @@ def _load_file(path: str, inputs: ReportInputs, seen: set[str], *, named: bool) 
     if name.removesuffix(".gz").endswith(".jsonl"):
         run = load_run(path)
         options = _read_json_object(os.path.join(folder, "options.json")) or dict(run.header.options)
-        times = (_read_json_object(os.path.join(folder, "wer.json")) or {}).get("time") or {}
+        times = (_read_json_object(os.path.join(folder, "wer.json")) or {}).get("time")
+        times = {name: finite(value) for name, value in times.items()} if isinstance(times, dict) else {}
         recognition = Recognition(run, options, times, _read_run_record(folder))
         (inputs.forced if recognition.forced else inputs.recognitions).append(recognition)
     elif name == "learning_rates":
@@ -198,8 +210,10 @@ def _add_json(path: str, inputs: ReportInputs, *, named: bool) -> bool:
     content = _read_json_object(path, must=named)
     if content is None:
         return False
+    own = ReportInputs()
     if content and all(map(_is_perplexity, content.values())):
-        inputs.perplexities.append(content)
+        own.perplexities.append(content)
+        inputs.add_file(path, own)
         return True
     for kind, (wanted, items_key, item_keys) in _TOOL_JSON.items():
         if items_key not in content:
@@ -208,15 +222,17 @@ def _add_json(path: str, inputs: ReportInputs, *, named: bool) -> bool:
         missing = sorted(wanted - set(content))
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             missing = [f"list {items_key}"]
-        missing += sorted({key for item in items if not missing for key in item_keys - set(item)})
+        if not missing:
+            missing = sorted({key for item in items for key in item_keys - set(item)})
         if missing and not named:
             return False  # something else that lies in the folder of a run
         if missing:
             raise AnalysisError(f"{path}: has no {missing[0]}. Was it written by this version of the tool?")
         if kind == "pairs":
-            inputs.search_errors += items
+            own.search_errors += items
         else:
-            (inputs.tunings if kind == "tuning" else inputs.beam_curves).append(content)
+            (own.tunings if kind == "tuning" else own.beam_curves).append(content)
+        inputs.add_file(path, own)
         return True
     return False
 
@@ -236,15 +252,11 @@ def _read_json_object(path: str, *, must: bool = False) -> dict[str, Any] | None
     :raises AnalysisError: not a JSON object
     """
     try:
-        with open(path, encoding="utf8") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as exc:
+        return read_json_object(path)
+    except (OSError, JsonError) as exc:
         if must:
-            raise AnalysisError(f"{path}: not JSON ({exc})") from None
+            raise AnalysisError(str(exc)) from None
         return None
-    if not isinstance(content, dict) and must:
-        raise AnalysisError(f"{path}: expected a JSON object")
-    return content if isinstance(content, dict) else None
 
 
 def read_picture(path: str, *, name: str | None = None) -> Picture:

@@ -13,6 +13,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from recog.analysis.runs import AnalysisError
+
 from .analysis import beams_section, search_errors_section, tuning_section
 from .inputs import ReportInputs
 from .results import published_section, results_section, utterances_section
@@ -20,6 +22,8 @@ from .runs import commands_section, perplexity_section, training_section
 
 __all__ = ["render"]
 
+# What comes of a number in the place of a text, a list that is too short and so on.
+_WRONG_VALUES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, jinja2.TemplateError)
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -39,7 +43,22 @@ def render(
     :param date: None: now
     :return: the page. All texts from the inputs are escaped, and its policy allows no script but our own, by its hash,
         and nothing from the network.
+    :raises AnalysisError: values in the JSON file of a tool are not what the tool writes
     """
+    options = dict(title=title, command=command, max_utterances=max_utterances, date=date)
+    try:
+        return _render(inputs, **options)
+    except _WRONG_VALUES:
+        for path, content in inputs.files.items():
+            try:
+                _render(content, **options)
+            except _WRONG_VALUES as exc:
+                raise AnalysisError(f"{path}: not as the tool writes it ({type(exc).__name__}: {exc})") from None
+        raise
+
+
+def _render(inputs: ReportInputs, *, title: str, command: Sequence[str], max_utterances: int, date: str | None) -> str:
+    """:return: see :func:`render`"""
     recognitions = inputs.recognitions
     sections: dict[str, tuple[str, Any]] = {  # in the order of the page
         "results": ("Results", results_section(recognitions)),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_args
 
 from configs.base.published import CORPORA, SCALES, Result, ResultError, Search
+from recog.json_file import JsonError, read_json_object
 from recog.nbest import load_nbest
 from recog.options import CtcOptions, ExternalModelOptions, LabelSyncOptions, TimeSyncOptions
 from recog.wer import WerResult, run_name, score_utterances
@@ -75,10 +75,9 @@ def _read_json(filename: str, missing: Any = None) -> Any:
     if missing is not None and not os.path.isfile(filename):
         return missing
     try:
-        with open(filename, encoding="utf8") as file:
-            return json.load(file)
-    except ValueError as exc:
-        raise ResultError(f"{filename}: not JSON ({exc})") from None
+        return read_json_object(filename)
+    except JsonError as exc:
+        raise ResultError(str(exc)) from None
 
 
 def result_of_run(

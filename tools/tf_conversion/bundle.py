@@ -27,7 +27,11 @@ __all__ = ["BundleEntry", "BundleError", "BundleReader", "find_prefix", "mask_cr
 TABLE_MAGIC = 0xDB4775248B80FB57
 _FOOTER_SIZE = 48  # two block handles (varints, padded to 40 bytes), magic number
 _BLOCK_TRAILER_SIZE = 5  # compression type, masked CRC
-_MAX_INDEX_SIZE = 256 * 2**20  # bytes. Real ones have some kilobytes; guards against a data file given as an index
+# Real indices have some kilobytes. The limits are for a data file given as an index, and for files made to do harm.
+_MAX_INDEX_SIZE = 16 * 2**20  # bytes
+_MAX_KEY_BYTES = 64 * 2**20  # of all names together: each is stored as what differs from the one before
+_MAX_ITEMS = 2**18
+_MAX_RANK = 254  # TensorFlow's own limit
 
 # tensorflow/core/framework/types.proto. bfloat16 has no numpy type and is read as float32.
 _DTYPES: dict[int, str] = {
@@ -232,6 +236,7 @@ def _read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     index_handle, pos = _handle(footer, pos)
     if any(footer[pos:-8]):
         raise BundleError("its footer is damaged")
+    num_items = num_key_bytes = 0
     # Data blocks, meta index, index, footer follow each other without gaps, so no block can be skipped or read twice.
     end = 0
     previous_key = None
@@ -244,14 +249,23 @@ def _read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             if previous_key is not None and item[0] <= previous_key:
                 raise BundleError("its keys are not sorted")
             previous_key = item[0]
+            num_items, num_key_bytes = num_items + 1, num_key_bytes + len(item[0])
+            _check_size(num_items, num_key_bytes)
             yield item
-    list(_block(data, *meta_handle))
+    for _ in _block(data, *meta_handle):
+        pass
     for offset, size in (meta_handle, index_handle):
         if offset != end:
             raise BundleError("its blocks are not contiguous")
         end = offset + size + _BLOCK_TRAILER_SIZE
     if end != len(data) - _FOOTER_SIZE:
         raise BundleError("its blocks are not contiguous")
+
+
+def _check_size(num_items: int, num_key_bytes: int) -> None:
+    """:raises BundleError: there is too much of them"""
+    if num_items > _MAX_ITEMS or num_key_bytes > _MAX_KEY_BYTES:
+        raise BundleError("it has more names than any model")
 
 
 def _handle(data: bytes, pos: int) -> tuple[tuple[int, int], int]:
@@ -261,7 +275,7 @@ def _handle(data: bytes, pos: int) -> tuple[tuple[int, int], int]:
     return (offset, size), pos
 
 
-def _block(data: bytes, offset: int, size: int) -> list[tuple[bytes, bytes]]:
+def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """:return: keys and values of a block, after the check of its CRC"""
     end = offset + size
     if end + _BLOCK_TRAILER_SIZE > len(data) - _FOOTER_SIZE:
@@ -278,7 +292,7 @@ def _block(data: bytes, offset: int, size: int) -> list[tuple[bytes, bytes]]:
     items_end = end - 4 - 4 * num_restarts
     if items_end < offset:
         raise BundleError("a block has a wrong restart array")
-    items, key, pos = [], b"", offset
+    key, pos, num_items, num_key_bytes = b"", offset, 0, 0
     while pos < items_end:  # each key is stored as the number of bytes it shares with the one before, and the rest
         shared, pos = _varint(data, pos)
         rest, pos = _varint(data, pos)
@@ -287,9 +301,10 @@ def _block(data: bytes, offset: int, size: int) -> list[tuple[bytes, bytes]]:
             raise BundleError("a block has an entry of wrong size")
         key = key[:shared] + data[pos : pos + rest]
         pos += rest
-        items.append((key, data[pos : pos + value_size]))
+        num_items, num_key_bytes = num_items + 1, num_key_bytes + len(key)
+        _check_size(num_items, num_key_bytes)
+        yield key, data[pos : pos + value_size]
         pos += value_size
-    return items
 
 
 def _varint(data: bytes, pos: int) -> tuple[int, int]:
@@ -376,6 +391,8 @@ def _parse_entry(key: bytes, data: bytes) -> BundleEntry | None:
     for number, value in _fields(data):
         if number == 2:
             shape.extend(_parse_shape(name, value))
+            if len(shape) > _MAX_RANK:
+                raise BundleError(f"the shape of {name} has more than {_MAX_RANK} dimensions")
         sliced = sliced or number == 7
     dtype = _DTYPES.get(values["dtype"]) or _OTHER_DTYPES.get(values["dtype"]) or f"type {values['dtype']}"
     return BundleEntry(

@@ -56,10 +56,13 @@ def timed_words(segments: Transcript) -> list[tuple[Word, float, float]]:
 
 
 def recording_names(filenames: Sequence[str]) -> list[str]:
-    """:return: names for a CTM file, which has no white space in them: without folder and ending if that is unique"""
+    """
+    :return: names for a CTM file, without folder and ending if that is unique. White space would separate fields there,
+        and a line that begins with ; is a comment.
+    """
     stems = [os.path.splitext(os.path.basename(name))[0] for name in filenames]
     names = [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, filenames, strict=True)]
-    return [re.sub(r"\s+", "_", name) for name in names]
+    return [re.sub(r"\s+|^;", "_", name) or "_" for name in names]
 
 
 def ctm_lines(recording: str, segments: Transcript) -> list[str]:
@@ -88,7 +91,7 @@ def srt_text(segments: Transcript) -> str:
     for i, caption in enumerate(captions):
         following = captions[i + 1][0][1] if i + 1 < len(captions) else float("inf")
         begin, end = caption[0][1], max(caption[-1][2], min(caption[-1][2] + _CAPTION_HOLD, following))
-        text = _in_two_lines([text for text, _, _ in caption])
+        text = _in_two_lines([text.replace("-->", "→") for text, _, _ in caption])  # what separates times
         blocks.append(f"{i + 1}\n{_srt_time(begin)} --> {_srt_time(end)}\n{text}\n")
     return "\n".join(blocks)
 

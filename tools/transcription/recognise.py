@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from configs.base.models import check_combination, check_vocab, open_external_models
 from configs.base.options import OptionError, resolve_options
+from recog.json_file import JsonError, read_json_object
 from recog.options import CtcOptions, ExternalModelOptions, GreedyOptions, LabelSyncOptions, SearchOptions
 from recog.options import TimeSyncOptions as TimeSync
 from recog.vocab import Vocab, load_vocab
@@ -57,12 +57,9 @@ def find_training(checkpoint: str) -> dict[str, Any]:
     """:return: options of the training that the checkpoint is of; empty if there is no options.json in its folder"""
     for folder in (os.path.dirname(checkpoint), os.path.dirname(os.path.dirname(os.path.abspath(checkpoint)))):
         try:
-            with open(os.path.join(folder, "options.json"), encoding="utf8") as file:
-                content = json.load(file)
-        except (OSError, ValueError):
+            return read_json_object(os.path.join(folder, "options.json"))
+        except (OSError, JsonError):
             continue
-        if isinstance(content, dict):
-            return content
     return {}
 
 
