@@ -470,7 +470,10 @@ def test_training_does_not_execute_learning_rates(prepared, tmp_path, marker):
     )
     res = run_config("demo_train", tmp_path, ok=False, **options)
     assert res.returncode != 0 and "learning_rates: not a file of learning rates" in res.stderr
-    write_file(str(folder / "learning_rates"), "{1: EpochData(learningRate=0.1, error={'dev_loss_ce': 1.5, 'train_loss_ce': 1.5})}\n")
+    write_file(
+        str(folder / "learning_rates"),
+        "{1: EpochData(learningRate=0.1, error={'dev_loss_ce': 1.5, 'train_loss_ce': 1.5})}\n",
+    )
     evil = evil_checkpoints(tmp_path / "evil", marker)[0]
     for name in ("epoch.001.pt", "epoch.001.opt.pt"):
         shutil.copy(evil, folder / "models" / name)
