@@ -48,7 +48,7 @@ def test_scores_agree(amp):
     exact, exact_scores = results("off", model, waveforms)
     log_probs, scores = results(amp, model, waveforms)
     assert (log_probs - exact).abs().max() > 0  # it has an effect
-    limit = {"bfloat16": 0.1, "float16": 0.02}[amp]
+    limit = {"bfloat16": 0.01, "float16": 0.001}[amp]
     assert (log_probs - exact).abs().mean() < limit
     for name in SEARCHES:
         difference = (scores[name] - exact_scores[name]).abs()
