@@ -17,6 +17,7 @@ from runs import REPO, SMALL_TRAINING, config_file
 from tiny_models import AED, LSTM_LM, TRANSFORMER_LM, audio_batch, make_model, randomise
 from tiny_setup import VOCAB, make_tiny_setup
 
+from recog import memory
 from recog.forward import run_search
 from recog.inputs import encode
 from recog.nbest import Hypothesis, Utterance, audit, load_nbest
@@ -24,6 +25,7 @@ from recog.options import CtcOptions, LabelSyncOptions, TimeSyncOptions
 from recog.out_of_memory import is_out_of_memory, splits_when_out_of_memory
 from recog.spool import UtteranceSpool
 from rf_models.combined import CombinedModel
+from rf_models.options import AedCtcOptions
 
 # ---- what is kept
 
@@ -112,6 +114,21 @@ def test_other_errors_stay():
     with pytest.raises(RuntimeError, match="mat1") as info:
         splits_when_out_of_memory(fail)()
     assert type(info.value) is RuntimeError and not is_out_of_memory(info.value)
+
+
+def test_too_long_for_the_memory_of_a_cpu(monkeypatch):
+    """Known before it is tried, since Linux would kill the process."""
+    opts, samples = AedCtcOptions(), 600 * 16_000
+    monkeypatch.setattr(memory, "available_bytes", lambda: 4 << 30)
+    problem = memory.memory_problem(opts, samples, torch.device("cpu"))
+    assert "not enough memory for 600 s of audio: the encoder needs about" in problem and "4.0 GiB are left" in problem
+    assert memory.memory_problem(opts, 30 * 16_000, torch.device("cpu")) is None
+    assert memory.memory_problem(opts, samples, torch.device("cuda")) is None  # a GPU says so itself
+    for enough in (1 << 40, None):
+        monkeypatch.setattr(memory, "available_bytes", lambda value=enough: value)
+        assert memory.memory_problem(opts, samples, torch.device("cpu")) is None
+    monkeypatch.undo()
+    assert memory.available_bytes() is None or memory.available_bytes() > 1 << 20
 
 
 SMALL_MEMORY = """#!rnn.py
