@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from returnn.tensor import Dim, Tensor, batch_dim
 from returnn.torch.frontend.bridge import rf_module_to_pt_module
 from tiny_models import AED, audio_batch, make_model
 
+from configs.base.options import OptionError
+from configs.base.train import record_options
 from configs.base.train_options import LoopOptions
 from rf_models.aed_ctc import AedCtcModel
 from rf_models.ctc_window import GaussianWindow, gaussian_kernel
@@ -185,6 +188,25 @@ def test_learning_rate_per_sub_epoch():
 def test_learning_rate_of_few_sub_epochs(num_epochs):
     opts = LoopOptions(num_epochs=num_epochs, lr_per_sub_epoch=True)
     assert all(0 < opts.learning_rate_at(i) <= opts.peak_learning_rate for i in range(num_epochs))
+
+
+# training goes on after an update of the program
+
+
+def test_run_of_a_version_without_these_options(tmp_path):
+    """What is new is off by default: a training goes on, unless one of the new options is switched on."""
+    groups = [AedCtcOptions(), LoopOptions()]
+    options = {key: value for group in groups for key, value in asdict(group).items()}
+    record_options(str(tmp_path), options, groups=groups)
+    (tmp_path / "models" / "epoch.001.pt").write_bytes(b"")
+    file = tmp_path / "options.json"
+    new = ("ctc_window_size", "lr_per_sub_epoch", "weight_decay_exclude", "enc_ff_weight_dropout")
+    old = {key: value for key, value in json.loads(file.read_text()).items() if key not in new}
+    file.write_text(json.dumps(old))
+    with pytest.raises(OptionError, match=r"other options \(enc_ff_weight_dropout: 0.0 -> 0.1\)"):
+        record_options(str(tmp_path), {**options, "enc_ff_weight_dropout": 0.1}, groups=groups)
+    record_options(str(tmp_path), options, groups=groups)
+    assert json.loads(file.read_text())["enc_ff_weight_dropout"] == 0.0
 
 
 # wrong combinations

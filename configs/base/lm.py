@@ -133,7 +133,7 @@ def _training(
     dev_texts, _ = open_texts(text_opts.dev_texts, setup, text_opts, output_dir=output_dir)
     info = make_info(vocab)
     labels = {"num_labels": vocab.num_labels, "labels_hash": vocab.labels_hash()}
-    record_options(output_dir, {**asdicts(groups), **labels})
+    record_options(output_dir, {**asdicts(groups), **labels}, groups=groups.values())
     write_json(os.path.join(output_dir, "models", INFO_FILE), info.as_dict())
 
     def get_model(**_kwargs: Any) -> Any:

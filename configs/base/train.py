@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, fields
 from typing import Any
 
 from returnn.log import log
@@ -67,7 +67,7 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     )
     output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
     labels = {"num_labels": corpus.vocab.num_labels, "labels_hash": corpus.vocab.labels_hash()}
-    record_options(output_dir, {**asdicts(groups), **labels})
+    record_options(output_dir, {**asdicts(groups), **labels}, groups=groups.values())
     source = {}
     if pretrain_epochs := num_pretrain_epochs(loss_opts, num_layers=model_opts.enc_num_layers):
         source["pretrain_epochs"] = pretrain_epochs
@@ -276,10 +276,13 @@ _FREE_TO_CHANGE = frozenset(
 )
 
 
-def record_options(output_dir: str, options: dict[str, Any]) -> None:
+def record_options(output_dir: str, options: dict[str, Any], *, groups: Iterable[Any]) -> None:
     """
     Writes options.json beside the run's output.
 
+    :param output_dir: of the run
+    :param options: by name
+    :param groups: option dataclasses. A run of a version that did not have an option yet had its default.
     :raises OptionError: if the folder holds checkpoints of a run with other options
     """
     make_output_dir(os.path.join(output_dir, "models"))
@@ -291,6 +294,8 @@ def record_options(output_dir: str, options: dict[str, Any]) -> None:
             before = read_json_object(filename)
         except JsonError as exc:
             raise OptionError(f"{exc}: it is damaged, remove it, if you know that the options are the same") from None
+        defaults = {field.name: field.default for group in groups for field in fields(group)}
+        before = {**json.loads(json.dumps(defaults, default=repr)), **before}
         changed = [
             f"{key}: {before.get(key)!r} -> {value!r}"
             for key, value in options.items()
