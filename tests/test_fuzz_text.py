@@ -215,7 +215,7 @@ def test_files_for_sclite(folder, content):
     stm = [line.split(" ") for line in read_lines(folder / "x.stm") if not line.startswith(";;")]
     assert [line[5:] or [""] for line in stm] == [DEFAULT_NORMALISER(u.ref).split(" ") for u in with_ref]
     assert all(
-        line[1] == "1" and float(line[4]) == pytest.approx(u.duration, abs=1e-3)
+        line[1] == "1" and float(line[4]) == pytest.approx(max(u.duration, 0.01), abs=1e-3)
         for line, u in zip(stm, with_ref, strict=True)
     )
     ctm = [line.split(" ") for line in read_lines(folder / "x.ctm") if not line.startswith(";;")]
