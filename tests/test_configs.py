@@ -79,11 +79,6 @@ def small_options(name: str) -> dict:
         has_top = values["enc_num_layers"] in values["ctc_layers"]
         small["enc_num_layers"] = max(2, heads + (not has_top))
         small["ctc_layers"] = ",".join(str(small["enc_num_layers"] - heads + has_top + i) for i in range(heads))
-        if values["dec_kind"] == "transformer":
-            small = {key: value for key, value in small.items() if key not in DECODER_OPTIONS["lstm"]}
-            aux = len(values["dec_aux_layers"])
-            small |= {"dec_num_layers": aux + 1, "dec_aux_layers": ",".join(str(i + 1) for i in range(aux))}
-            small |= {"dec_dim": 32, "dec_num_heads": 2, "dec_ff_dim": 32}
     return small
 
 

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from convert_bundle_writer import write_bundle
 from corpora import make_librispeech
+from fork_server import fork_config
 from runs import REPO, run_command, run_config, run_tool
 
 from recog.nbest import audit, load_nbest
@@ -91,6 +92,76 @@ def test_language_models_in_a_search(folder):
     header, utterances = load_nbest(str(filename))
     assert header.scales["lm"] == 0.4 and header.scales["ilm"] == -0.2
     assert len(utterances) == 4 and all(utt.hyps for utt in utterances) and not audit(header, utterances)
+
+
+def test_fine_tuning(folder):
+    """Begins with all converted values, and with the sizes that the checkpoint says; goes on when started again."""
+    from rf_models.checkpoint import load_state_dict
+
+    run_tool("convert_tf_checkpoint", "--model", "aed_ctc", "tf.index", "start.pt", cwd=folder)
+    options = {"vocab": "spm_unigram_40", "dev_parts": "dev-clean", "train_parts": "train-clean-100", "num_workers": 0}
+    options |= {"init_checkpoint": "start.pt", "num_epochs": 1, "partition_epoch": 1, "accum_grad_multiple_step": 1}
+    fork_config("ls960_train_finetune", folder, **options, peak_learning_rate=1e-12, enc_dropout=0.2)
+    models = folder / "output" / "ls960_train_finetune" / "models"
+    info = json.loads((models / "model_info.json").read_text())["options"]
+    assert info["enc_dim"] == 48 and info["enc_frontend_padding"] == "tf_same" and info["enc_dropout"] == 0.2
+    assert json.loads((folder / "output" / "ls960_train_finetune" / "options.json").read_text())["enc_dim"] == 48
+    start, _ = load_state_dict(str(folder / "start.pt"))
+    end, rest = load_state_dict(str(models / "epoch.001.pt"))
+    assert set(start) <= set(end) and rest["epoch"] == 1 and rest["step"] > 0
+    for name, value in start.items():
+        if "running_" not in name:
+            np.testing.assert_allclose(end[name], value, atol=1e-8, err_msg=name)
+
+    options |= {"peak_learning_rate": 1e-4, "output_dir": "output/tuned"}
+    fork_config("ls960_train_finetune", folder, **options)
+    first = folder / "output" / "tuned" / "models" / "epoch.001.pt"
+    moved, _ = load_state_dict(str(first))
+    changes = [float(abs(moved[name] - value).max()) for name, value in start.items() if "running_" not in name]
+    assert 1e-6 < max(changes) < 1e-2
+    before = first.read_bytes()
+    done = fork_config("ls960_train_finetune", folder, **{**options, "num_epochs": 2})
+    assert "Pre-load" not in done.stdout + done.stderr and first.read_bytes() == before
+    assert (first.parent / "epoch.002.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"enc_dim": 64}, "enc_dim = 64, but the model in fit_tf.pt has 48: leave this option out"),
+        ({"init_checkpoint": "fit_full.pt"}, "fit_full.pt was trained with another vocabulary: it has 83 labels"),
+        ({"init_checkpoint": "nosuch.pt"}, "init_checkpoint = nosuch.pt: no such checkpoint"),
+        (
+            {"init_checkpoint": "fit_lm.pt"},
+            "fit_lm.pt holds a model of the kind transformer_lm, but this run needs aed_ctc",
+        ),
+        ({"init_checkpoint": "fit_half.pt"}, "fit_half.pt does not fit the model of this run"),
+    ],
+)
+def test_fine_tuning_of_what_does_not_fit(folder, options, message):
+    """Said before the training begins."""
+    import torch
+
+    from tools.convert_tf_checkpoint import main as convert
+
+    sources = {
+        "tf": (str(folder / "tf"),),
+        "full": (AED,),
+        "lm": (os.path.join(FIXTURES, "ls_trafo_lm_small", "model"),),
+    }
+    for name, args in sources.items():
+        if not (folder / f"fit_{name}.pt").exists():
+            more = ["--set", "num_heads=4"] if name == "lm" else []
+            assert convert([args[0], str(folder / f"fit_{name}.pt"), *more]) == 0
+    content = torch.load(folder / "fit_tf.pt", weights_only=True)
+    content["model"] = dict(list(content["model"].items())[::2])
+    torch.save(content, folder / "fit_half.pt")
+    options = {"vocab": "spm_unigram_40", "dev_parts": "dev-clean", "train_parts": "train-clean-100", **options}
+    options = {"init_checkpoint": "fit_tf.pt", "num_workers": 0, "output_dir": "output/wrong", **options}
+    done = fork_config("ls960_train_finetune", folder, ok=False, **options)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("error: ") and message in last
+    assert not list((folder / "output" / "wrong").glob("models/*.pt"))
 
 
 def test_other_vocabulary_is_refused(folder):

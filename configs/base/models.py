@@ -234,13 +234,14 @@ def check_vocab(filename: str, info: ModelInfo, vocab: Vocab) -> None:
 
 
 def options_of_checkpoint(
-    checkpoint: str, model_opts: AedCtcOptions, *, defaults: AedCtcOptions, vocab: Vocab
+    checkpoint: str, model_opts: AedCtcOptions, *, defaults: AedCtcOptions, vocab: Vocab, keep_dropout: bool = False
 ) -> AedCtcOptions:
     """
     :param checkpoint: of the ASR model
     :param model_opts: of this run
     :param defaults: what they are if the user says nothing
     :param vocab:
+    :param keep_dropout: take all dropouts from model_opts: they are no property of a trained model
     :return: what the checkpoint says of its model; ``model_opts`` if it says nothing
     :raises OptionError: it is another kind of model, has other labels, or the user wants something else
     """
@@ -260,12 +261,15 @@ def options_of_checkpoint(
             f" {info.source['pretrain_epochs']}): some of its encoder layers are not trained, but recognition runs all"
         )
     found = info.model_options()
+    if keep_dropout:
+        names = [option.name for option in fields(AedCtcOptions) if option.name.endswith("dropout")]
+        found = replace(found, **{name: getattr(model_opts, name) for name in names})
     for option in fields(AedCtcOptions):
         mine, its = getattr(model_opts, option.name), getattr(found, option.name)
         if mine != getattr(defaults, option.name) and mine != its:
             raise OptionError(
                 f"{option.name} = {mine!r}, but the model in {checkpoint} has {its!r}: leave this option out,"
-                " recognition takes what the checkpoint says"
+                " what the checkpoint says is taken"
             )
     return found
 

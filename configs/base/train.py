@@ -16,13 +16,14 @@ from returnn.util.math import merge_random_seeds
 from recog.json_file import JsonError, read_json_object
 from recog.learning_rates import LearningRatesError, read_learning_rates
 from recog.progress import Progress
-from rf_models.checkpoint import INFO_FILE, ModelInfo, build_model
+from rf_models.checkpoint import INFO_FILE, ModelInfo, build_model, check_checkpoint
 from rf_models.options import DECODER_OPTIONS, AedCtcOptions, AedCtcTrainOptions
 from rf_models.pretraining import num_pretrain_epochs
 
 from .corpus import CorpusOptions, open_corpus
 from .failures import quiet_worker
 from .mel_statistics import set_mel_statistics
+from .models import find_file, options_of_checkpoint
 from .options import OptionError, resolve_options
 from .resume import check_checkpoints, keep_losses
 from .run import (
@@ -32,6 +33,7 @@ from .run import (
     command_line_options,
     config_name,
     distributed_parameters,
+    file_record,
     log_config,
     make_output_dir,
     returnn_keys,
@@ -54,20 +56,33 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     model_opts: AedCtcOptions = groups[AedCtcOptions]
     loss_opts: AedCtcTrainOptions = groups[AedCtcTrainOptions]
     opts: TrainOptions = groups[TrainOptions]
-    check_decoder_options(model_opts.dec_kind, command_line=command_line, in_config=in_config)
-    try:
-        loss_opts.ctc_scales_for(model_opts.ctc_layers)
-    except ValueError as exc:
-        raise OptionError(str(exc)) from None
+
+    def check_options() -> None:
+        check_decoder_options(model_opts.dec_kind, command_line=command_line, in_config=in_config)
+        try:
+            loss_opts.ctc_scales_for(model_opts.ctc_layers)
+        except ValueError as exc:
+            raise OptionError(str(exc)) from None
+
+    if not opts.init_checkpoint:
+        check_options()
     corpus = open_corpus(
         setup.corpus_name,
         corpus_opts,
         parts=corpus_opts.train_parts + corpus_opts.dev_parts,
         prepare_command=setup.prepare_command,
     )
+    init_checkpoint, init_record = None, {}
+    if opts.init_checkpoint:
+        init_checkpoint = find_file(opts.init_checkpoint, option="init_checkpoint")
+        init_record = file_record(init_checkpoint, name="init_checkpoint")
+        groups[AedCtcOptions] = model_opts = options_of_checkpoint(
+            init_checkpoint, model_opts, defaults=setup.model, vocab=corpus.vocab, keep_dropout=True
+        )
+        check_options()
     output_dir = opts.output_dir or os.path.join("output", config_name(namespace))
     labels = {"num_labels": corpus.vocab.num_labels, "labels_hash": corpus.vocab.labels_hash()}
-    record_options(output_dir, {**asdicts(groups), **labels}, groups=groups.values())
+    record_options(output_dir, {**asdicts(groups), **init_record, **labels}, groups=groups.values())
     source = {}
     if pretrain_epochs := num_pretrain_epochs(loss_opts, num_layers=model_opts.enc_num_layers):
         source["pretrain_epochs"] = pretrain_epochs
@@ -76,7 +91,12 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
 
     def get_model(**_kwargs: Any) -> Any:
         model = build_model(info)
-        if model_opts.mel_normalization:
+        if init_checkpoint:
+            try:
+                check_checkpoint(init_checkpoint, model)
+            except ValueError as exc:
+                raise OptionError(str(exc)) from None
+        elif model_opts.mel_normalization:
             num = opts.mel_statistics_utterances
             set_mel_statistics(model, corpus, model_opts, output_dir=output_dir, num_utterances=num)
         return model
@@ -97,7 +117,7 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         "ctc_with_eos": loss_opts.ctc_with_eos,
     }
     limits = {"max_seconds": opts.max_audio_seconds, "max_labels": opts.max_label_len}
-    return training_config(
+    config = training_config(
         output_dir,
         opts,
         extern_data=corpus.extern_data(forward=False),
@@ -112,6 +132,11 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
         num_workers=corpus_opts.num_workers,
         returnn_values=values,
     )
+    if init_checkpoint:  # its parameters only; get_model has compared names and shapes
+        config["preload_from_files"] = {
+            "init": {"filename": init_checkpoint, "init_for_train": True, "ignore_missing": True}
+        }
+    return config
 
 
 def check_decoder_options(kind: str, *, command_line: Collection[str], in_config: Collection[str]) -> None:

@@ -129,6 +129,9 @@ class TrainOptions(LoopOptions):
     """Leave out training utterances longer than this."""
     mel_statistics_utterances: int = 2000
     """With mel_normalization, mean and standard deviation of the features are those of so many training utterances."""
+    init_checkpoint: str | None = None
+    """Begin with the parameters of this checkpoint: a file, also a converted one, or the output folder of a training.
+    All options of the model but its dropouts are then what the checkpoint says."""
 
     def __post_init__(self):
         super().__post_init__()
