@@ -39,7 +39,7 @@ def with_40_labels(src: str, dst: str) -> None:
 def folder(tmp_path_factory):
     """:return: with a prepared corpus and tf.index, the small published-style model with a vocabulary of 40 labels"""
     folder = tmp_path_factory.mktemp("convert_runs")
-    make_librispeech(str(folder / "LibriSpeech"), {"train-clean-100": 6, "dev-clean": 4}, seconds=1.1)
+    make_librispeech(str(folder / "LibriSpeech"), {"train-clean-100": 6, "dev-clean": 4}, seconds=4.0)
     args = ("LibriSpeech", "data/librispeech", "--vocab", "spm_unigram_40", "--subset", "6")
     run_tool("prepare_librispeech", *args, cwd=folder)
     with_40_labels("ls_aed_small", str(folder / "tf"))
