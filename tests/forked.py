@@ -1,6 +1,7 @@
 """
-Trainings as forks of a script that has imported all modules: a start costs what it does, not its imports. Unlike
-:mod:`fork_server`, the script can kill them, let several run at once, and change something in their process first.
+Trainings and other programs as forks of a script that has imported all modules: a start costs what it does, not its
+imports. Unlike :mod:`fork_server`, the script can kill them, let several run at once, and change something in their
+process first.
 
 The main part of such a script is ``run_script(main)``.
 """
@@ -8,6 +9,7 @@ The main part of such a script is ``run_script(main)``.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,33 +20,71 @@ from runs import config_file
 
 
 class Child(BaseException):
-    """Leaves the script's own functions in the process of a training."""
+    """Leaves the script's own functions in the process of a program."""
 
-    def __init__(self, args: list[str], prepare: Callable[[], None] | None):
+    def __init__(self, work: Callable[[], None]):
         super().__init__()
-        self.args_, self.prepare = args, prepare
+        self.work = work
 
-    def run(self) -> None:
-        """RETURNN's main function, as rnn.py calls it."""
-        from returnn.__main__ import main as returnn_main
 
-        if self.prepare is not None:
-            self.prepare()
-        sys.argv = ["rnn.py", *self.args_]
-        vars(sys.modules["__main__"]).pop("__file__", None)  # else processes of the training would import the script
-        returnn_main()
+def fork(work: Callable[[], None], folder: str, terminal: str) -> int:
+    """
+    :param work: what the new process does, after all functions of the script have been left
+    :param folder: its current folder
+    :param terminal: what it prints is appended to this file (by another process: so it can print when it cannot write)
+    :return: process id
+    """
+    sys.stdout.flush()
+    printer = subprocess.Popen(["sh", "-c", 'exec cat >> "$0"', terminal], stdin=subprocess.PIPE)
+    _printers[terminal] = printer
+    pid = os.fork()
+    if pid:
+        printer.stdin.close()
+        return pid
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(printer.stdin.fileno(), 1)
+    os.dup2(printer.stdin.fileno(), 2)
+    os.close(printer.stdin.fileno())
+    raise Child(work)
+
+
+_printers: dict[str, subprocess.Popen] = {}
+
+
+def printed_text(terminal: str) -> str:
+    """:return: what programs have printed, see :func:`fork`. The last of them must have ended."""
+    _printers[terminal].wait(timeout=120)  # all of its processes
+    with open(terminal, encoding="utf8") as file:
+        return file.read()
+
+
+def rnn(config: str, options: dict[str, Any]) -> None:
+    """
+    RETURNN's main function, as rnn.py calls it.
+
+    :param config: name of a config of the project, or a file
+    :param options: ``++name value``
+    """
+    from returnn.__main__ import main
+
+    sys.argv = ["rnn.py", config if os.path.isabs(config) else config_file(config)]
+    for key, value in options.items():
+        sys.argv += [f"++{key}", str(value)]
+    vars(sys.modules["__main__"]).pop("__file__", None)  # else processes of the run would import the script
+    main()
 
 
 def run_script(main: Callable[[], int]) -> None:
-    """Runs a script's main function; in the processes of trainings, what leaves it is the training."""
-    training = None
+    """Runs a script's main function; in the processes of programs, what leaves it is the program."""
+    work = None
     code = 0
     try:
         code = main()
     except Child as child:
-        training = child
-    if training is not None:
-        training.run()
+        work = child.work
+    if work is not None:
+        work()
     sys.exit(code)
 
 
@@ -73,28 +113,22 @@ class Training:
 
     def terminal(self) -> str:
         """:return: what all starts have printed"""
-        with open(self.output + ".terminal.log", encoding="utf8") as file:
-            return file.read()
+        return printed_text(self.output + ".terminal.log")
 
     def start(self, *, prepare: Callable[[], None] | None = None) -> int:
         """
         :param prepare: called first in the process of the training
         :return: process id
         """
-        args = [self.config if os.path.isabs(self.config) else config_file(self.config)]
-        for key, value in {**self.options, "output_dir": self.output_dir}.items():
-            args += [f"++{key}", str(value)]
+        options = {**self.options, "output_dir": self.output_dir}
+
+        def work() -> None:
+            if prepare is not None:
+                prepare()
+            rnn(self.config, options)
+
         os.makedirs(os.path.dirname(self.output), exist_ok=True)
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid:
-            return pid
-        os.chdir(self.folder)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        terminal = os.open(self.output + ".terminal.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(terminal, 1)
-        os.dup2(terminal, 2)
-        raise Child(args, prepare)
+        return fork(work, self.folder, self.output + ".terminal.log")
 
     def finish(self, pid: int | None = None) -> float:
         """

@@ -1,14 +1,12 @@
-"""The demo's commands (those of README and Makefile) on a small demo corpus, and training with two processes."""
+"""The demo's commands (those of README and Makefile) on a small demo corpus."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sys
 
 import pytest
-from runs import REPO, SMALL_TRAINING, config_file, run_command, run_config, run_tool
+from runs import REPO, SMALL_TRAINING, run_config, run_tool
 
 from recog.nbest import load_nbest
 
@@ -52,15 +50,3 @@ def test_makefile_is_these_commands():
     for command in commands:
         command = command.replace("$(DEMO_DATA)", "data/demo")
         assert command in readme, f"README.md does not explain: {command}"
-
-
-def test_two_processes(folder):
-    """Data-parallel training under torchrun: both processes have the same parameters after each step."""
-    torchrun = os.path.join(os.path.dirname(sys.executable), "torchrun")
-    command = [torchrun, "--nproc-per-node", "2", "--standalone", "-m", "returnn", config_file("demo_train")]
-    for key, value in {**TRAIN, "num_epochs": 1, "output_dir": "output/two"}.items():
-        command += [f"++{key}", str(value)]
-    run_command(command, str(folder))
-    models = folder / "output" / "two" / "models"
-    assert (models / "epoch.001.pt").is_file()
-    assert json.loads((models / "model_info.json").read_text())["kind"] == "aed_ctc"
