@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import glob
 import json
 import os
 import random
@@ -140,15 +141,22 @@ class KilledTraining(Training):
 
     def fail_in_write(self, ending: str) -> None:
         """Starts it; the disk is full when it writes the file with this ending."""
-        before = len(self.terminal())
+        before, checkpoints = len(self.terminal()), self._checkpoints()
         _, status = os.waitpid(self.start(prepare=functools.partial(_full_disk_at, ending)), 0)
         printed = self.terminal()[before:]
         assert os.waitstatus_to_exitcode(status) == 1, printed[-4000:]
         assert "cannot be written: no space left" in printed and "Earlier checkpoints are intact" in printed, printed
         assert "Traceback" not in printed and "EXCEPTION" not in printed, printed
-        models = os.path.join(self.output, "models")
-        assert not [name for name in os.listdir(models) if name.endswith((ending, "tmp_write"))]
+        assert self._checkpoints() == checkpoints  # intact, and nothing else
         self.places.append(f"disk full at {ending}")
+
+    def _checkpoints(self) -> dict[str, bytes]:
+        """:return: content of all files with checkpoints, also of temporary ones"""
+        res = {}
+        for filename in glob.glob(os.path.join(self.output, "models", "epoch*")):
+            with open(filename, "rb") as file:
+                res[os.path.basename(filename)] = file.read()
+        return res
 
     def stop_after(self, text: str, number: signal.Signals) -> None:
         """Starts it, and sends a signal when a text is in the log."""

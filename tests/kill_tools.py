@@ -109,7 +109,7 @@ def programs(folder: str, setup: Any) -> list[Program]:
     res += [
         Program(
             "prior",
-            functools.partial(rnn, "demo_prior", {**corpus, "prior_parts": "train", "load": models["aed"]}),
+            functools.partial(rnn, "demo_prior", {**corpus, "load": models["aed"]}),
             limit=prior_full,
             says=no_space.format("demo_prior"),
         ),
