@@ -18,6 +18,8 @@ import re
 import torch
 from torch import Tensor
 
+from .nbest import open_text_for_writing
+
 __all__ = ["load_log_prior", "log_prior_from_counts", "posterior_sums", "save_log_prior"]
 
 NEG_INF = float("-inf")
@@ -58,10 +60,9 @@ def save_log_prior(filename: str, log_prior: Tensor) -> None:
     :param log_prior: [V+1] natural log of a distribution
     """
     values = log_prior.double().tolist()
-    with open(filename + ".tmp", "w", encoding="utf8") as file:
+    with open_text_for_writing(filename) as file:
         file.write(f"# ctc-prior domain=log num_classes={len(values)}\n")
         file.writelines(f"{value!r}\n" for value in values)
-    os.replace(filename + ".tmp", filename)
 
 
 def load_log_prior(filename: str, *, num_classes: int) -> Tensor:
