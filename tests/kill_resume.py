@@ -218,7 +218,7 @@ def random_kills(
         if rng.random() < 0.15:  # while it starts
             alive = run.kill_after("", rng.uniform(0.0, start_time))
         else:
-            alive = run.kill_after(" train, step 0,", rng.uniform(0.0, 1.6 * epoch_time))
+            alive = run.kill_after(" train, step 0,", rng.uniform(0.0, 2.5 * epoch_time))
         if not alive:
             raise SystemExit(f"the training ended after {len(run.places)} of {num_kills} kills: use more --epochs")
         print(f"  kill {len(run.places):2}: {run.places[-1]}", flush=True)

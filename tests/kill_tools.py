@@ -115,7 +115,11 @@ def programs(folder: str, setup: Any) -> list[Program]:
         ),
         Program(
             "perplexity",
-            functools.partial(rnn, "demo_perplexity", {**corpus, "models": models["lstm_lm"], "texts": "dev"}),
+            functools.partial(
+                rnn,
+                "demo_perplexity",
+                {"data_dir": setup.data_dir, "vocab": VOCAB, "models": models["lstm_lm"], "texts": "dev"},
+            ),
         ),
         Program("context", functools.partial(rnn, "demo_ilm_context", {**corpus, "asr_checkpoint": models["aed"]})),
         Program(
