@@ -5,8 +5,9 @@ mixing the labels)::
     x'_t = x_t + sum_{k=1..K} w_k b_{p_k + t},    sum_k w_k = lambda
 
 with K and lambda drawn per utterance, and b_{p_k} ... b_{p_k + T - 1} a random piece of the last frames of this
-training. Only in training, no gradient through b. The frames are kept beside the model, not in checkpoints: a training
-that is continued begins with none, and mixes nothing until there are as many as the longest utterance of a batch has.
+training. Only in training, no gradient through b. The frames are kept beside the model, not in checkpoints: each
+sub-epoch begins with none (so that a training that is continued is the same as one that was not interrupted), and mixes
+nothing until there are as many as the longest utterance of a batch has.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class FrameBuffer:
         self.num_frames = 0
         self.position = 0
         """Where the next frame goes"""
+
+    def clear(self) -> None:
+        """Forgets all frames; the memory is kept."""
+        self.num_frames = self.position = 0
 
     def append(self, frames: torch.Tensor, *, size: int) -> None:
         """

@@ -5,11 +5,11 @@ bit, as trainings that nobody disturbed.
     OMP_NUM_THREADS=1 .venv/bin/python tests/kill_resume.py --kills 20 --seed 1
     OMP_NUM_THREADS=1 .venv/bin/python tests/kill_resume.py --chosen
 
-A model on audio (dropout, zoneout, SpecAugment, speed perturbation, audio padding; loader in the main process, and in a
-process of its own) and a language model, on a tiny corpus that the script makes. Points are random, or chosen: in the
-middle of a sub-epoch, and while a file of a checkpoint is written; there, SIGINT, SIGTERM and a full disk are tried as
-well (this is what make test does). Each start of a training is a fork of this script, which has imported all modules:
-else most of the time would go into imports.
+A model on audio (dropout, zoneout, SpecAugment, mixup, speed perturbation, audio padding; loader in the main process,
+and in a process of its own) and a language model, on a tiny corpus that the script makes. Points are random, or chosen:
+in the middle of a sub-epoch, and while a file of a checkpoint is written; there, SIGINT, SIGTERM and a full disk are
+tried as well (this is what make test does). Each start of a training is a fork of this script, which has imported all
+modules: else most of the time would go into imports.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ AUDIO_OPTIONS = {
     "dec_zoneout_output": 0.05,
     "speed_perturbation": "0.9,1.0,1.1",
     "audio_padding": 400,
+    "use_mixup": True,
+    "mixup_buffer_frames": 1000,
     "specaugment_steps": "2,4,6",
     "batch_size": 6 * 16_000,
     "keep_last_n": 2,

@@ -208,7 +208,7 @@ def training_config(
             progress.update(position / opts.num_epochs, f"sub-epoch {epoch} of {opts.num_epochs}")
         return opts.learning_rate_at(epoch - 1 if opts.lr_per_sub_epoch else position)
 
-    def epoch_start(*, epoch: int, step: int, dataset_name: str, **_kwargs: Any) -> None:
+    def epoch_start(*, epoch: int, step: int, model: Any, dataset_name: str, **_kwargs: Any) -> None:
         if dataset_name != "train":
             return
         import returnn.frontend as rf
@@ -216,6 +216,8 @@ def training_config(
         # RETURNN has set the seed already, but then the data loader took random numbers: a new one takes more of them
         # than one that has its processes from the sub-epoch before. Resumed training must not depend on that.
         rf.set_random_seed(merge_random_seeds([epoch, step, opts.random_seed, _rank()]))
+        if (buffer := getattr(model, "mixup_buffer", None)) is not None:
+            buffer.clear()  # it is in no checkpoint
         if _rank() == 0:
             keep_losses(output_dir)
 
@@ -265,6 +267,7 @@ def training_config(
         config["gradient_clip_global_norm"] = opts.gradient_clip_global_norm
     if _use_amp(opts):
         config["torch_amp"] = {"dtype": "bfloat16"}
+        config["grad_scaler"] = None  # bfloat16 has the range of float32; a scale would be missing in checkpoints
     parameters = distributed_parameters(opts.param_sync_step) if opts.param_sync_step else None
     config.update(returnn_keys(returnn_values, distributed=parameters))
     return config
