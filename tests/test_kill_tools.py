@@ -11,7 +11,7 @@ from runs import REPO, run_command
 
 from rf_models.checkpoint import save_checkpoint
 
-PROGRAMS = ("label-sync", "prior", "librispeech", "average", "convert")
+PROGRAMS = ("label-sync", "librispeech", "average", "convert")
 
 
 def test_programs(tmp_path):
