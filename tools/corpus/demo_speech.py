@@ -178,6 +178,8 @@ def _child(connection: Any, job: tuple[Speaker, str, int]) -> None:
         connection.send(_make_speaker(job))
     except (SpeechError, OSError) as exc:
         connection.send(SpeechError(str(exc)))
+    except soundfile.LibsndfileError as exc:
+        connection.send(SpeechError(f"an audio file cannot be written ({exc} Is there no space left?)"))
 
 
 def _in_new_process(context: Any, job: tuple[Speaker, str, int]) -> Recorded:
