@@ -155,7 +155,7 @@ def programs(folder: str, setup: Any) -> list[Program]:
         Program(
             "convert",
             tool(
-                *("convert_tf_checkpoint", "--model", "aed_ctc"),
+                *("convert_tf_checkpoint", "--model", "aed_ctc", "--force"),  # it may be killed when all is written
                 *(os.path.join(REPO, "tests", "fixtures", "tf", "ls_aed_small", "model", "average"), "tf.pt"),
             ),
             limit=functools.partial(limit_files, 4_000),
