@@ -148,7 +148,7 @@ class RecogCallback(ForwardCallbackIface):
         if error is not None and len(self.failed) < _NUM_EXAMPLES:
             self.failed.append(f"{seq_tag}: {error}")
         self.num_failed += error is not None
-        if not info.error:
+        if not info.error and "error" not in raw:  # those without a search have no times
             self.audio_seconds += duration
             self.encoder_seconds += _float(raw["encoder_time"])
             self.search_seconds += _float(raw["search_time"])

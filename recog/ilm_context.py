@@ -23,6 +23,7 @@ from rf_models.aed_ctc import AedCtcModel
 from rf_models.checkpoint import INFO_KEY, ModelInfo, build_model, load_state_dict, save_checkpoint
 from rf_models.sequences import append_eos, spatial_dim_of
 
+from .inputs import encode
 from .out_of_memory import splits_when_out_of_memory
 from .progress import Progress
 from .utterance_info import mark_info, read_info
@@ -40,7 +41,7 @@ def context_forward_step(*, model: AedCtcModel, extern_data: TensorDict, **_kwar
     labels, spatial_dim = append_eos(
         labels, spatial_dim_of(labels), eos_index=model.eos_index, target_dim=model.target_dim
     )
-    memory = model.attention_memory(model.encode(audio, in_spatial_dim=spatial_dim_of(audio)))
+    memory = model.attention_memory(encode(model, audio, in_spatial_dim=spatial_dim_of(audio)).asr)
     _, _, contexts = model.decoder.run(labels, spatial_dim=spatial_dim, memory=memory)
     sums = rf.reduce_sum(rf.cast(contexts, "float64"), axis=spatial_dim)
     mark_info(extern_data)
@@ -102,8 +103,10 @@ class ContextCallback(ForwardCallbackIface):
         """
         The run has ended: writes the checkpoints.
 
-        :raises SystemExit: no utterance, or a context that is not a number
+        :raises SystemExit: utterances are missing, or a context is not a number
         """
+        if self.done != self.num_seqs:
+            raise SystemExit(f"error: {self.done} of {self.num_seqs} utterances arrived")
         average = torch.from_numpy(np.asarray(self.sum / max(self.count, 1), dtype="float32"))
         if not self.count or not average.isfinite().all():
             raise SystemExit(f"error: no usable context vectors from {self.done} utterances of {self.asr_checkpoint}")

@@ -7,15 +7,19 @@ operating system would end the process. So there, the need is estimated before.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import torch
 
 from rf_models.options import AedCtcOptions
 
-__all__ = ["attention_bytes", "available_bytes", "is_out_of_memory", "memory_problem"]
+__all__ = ["attention_bytes", "available_bytes", "memory_problem"]
 
 _TENSORS = 8
 """Tensors of [heads, frames, frames] float32 that exist at the same time in self-attention with relative positions, at
 most. Measured with tests/long_utterance.py (10,009 frames, 4 heads, CPU): 7.2."""
+_CGROUPS = "/sys/fs/cgroup"
 _ALWAYS_ENOUGH = 1 << 30
 """Less is not looked at."""
 
@@ -37,13 +41,29 @@ def available_bytes() -> int | None:
         available = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
-    try:  # a container or a job of a cluster can have less
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            limit = int(file.read())
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
-            return min(available, limit - int(file.read()))
-    except (OSError, ValueError):  # no cgroup, or "max"
-        return available
+    return min([available, *_cgroup_bytes()])
+
+
+def _cgroup_bytes() -> Iterator[int]:
+    """:return: what limits of a container or a job leave (cgroup v2), the page cache that can be dropped included"""
+    try:
+        with open("/proc/self/cgroup", encoding="ascii") as file:
+            (own,) = [line.split(":", 2)[2].strip() for line in file if line.startswith("0::")]
+    except (OSError, ValueError):
+        return
+    folder = os.path.join(_CGROUPS, own.lstrip("/"))
+    while folder.startswith(_CGROUPS):
+        try:
+            with open(os.path.join(folder, "memory.max"), encoding="ascii") as file:
+                limit = int(file.read())
+            with open(os.path.join(folder, "memory.current"), encoding="ascii") as file:
+                used = int(file.read())
+            with open(os.path.join(folder, "memory.stat"), encoding="ascii") as file:
+                cache = dict(line.split() for line in file).get("inactive_file", 0)
+            yield limit - used + int(cache)
+        except (OSError, ValueError):  # not there, or "max"
+            pass
+        folder = os.path.dirname(folder)
 
 
 def memory_problem(opts: AedCtcOptions, num_samples: int, device: torch.device) -> str | None:
@@ -63,8 +83,3 @@ def memory_problem(opts: AedCtcOptions, num_samples: int, device: torch.device) 
         f"not enough memory for {num_samples / 16_000:.0f} s of audio: the encoder needs about"
         f" {needed / 2**30:.1f} GiB, {max(available, 0) / 2**30:.1f} GiB are left. Cut it at silence"
     )
-
-
-def is_out_of_memory(exc: RuntimeError) -> bool:
-    """:return: whether this exception of PyTorch says that there is no memory left"""
-    return isinstance(exc, torch.OutOfMemoryError) or "can't allocate memory" in str(exc)

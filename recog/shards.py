@@ -23,7 +23,16 @@ from .json_file import read_json_object
 from .nbest import NBestHeader, Utterance, read_nbest
 from .results import write_results
 
-__all__ = ["Shard", "ShardError", "differences", "merge_shards", "read_record", "shard_counts", "unfinished_shards"]
+__all__ = [
+    "AllFailedError",
+    "Shard",
+    "ShardError",
+    "differences",
+    "merge_shards",
+    "read_record",
+    "shard_counts",
+    "unfinished_shards",
+]
 
 SHARDS = "shards"
 NBEST_FILE = "nbest.jsonl"
@@ -34,6 +43,10 @@ FREE_TO_DIFFER = frozenset(("data_dir", "num_workers", "overwrite", "shard"))
 
 class ShardError(ValueError):
     """The shards cannot be merged (yet). The message says why and what to do."""
+
+
+class AllFailedError(ShardError):
+    """The run has no result: all its utterances have failed."""
 
 
 @dataclass(frozen=True)
@@ -206,14 +219,17 @@ class _AllUtterances:
     def check(self) -> int:
         """
         :return: number of utterances
-        :raises ShardError: one is in two shards, or a file is damaged
+        :raises ShardError: one is in two shards, a file is damaged; :class:`AllFailedError`: no utterance is right
         """
-        number, before = 0, (None, None)
-        for tag, shard, _ in self._merged():
+        number, num_failed, before = 0, 0, (None, None)
+        for tag, shard, utt in self._merged():
             if tag == before[0]:
                 raise ShardError(f"utterance {tag!r} is in the shards {before[1]} and {shard}")
             before = tag, shard
             number += 1
+            num_failed += utt.error is not None
+        if number and num_failed == number:
+            raise AllFailedError(f"all {number} utterances failed, see the n-best files of the shards")
         return number
 
     def __iter__(self) -> Iterator[Utterance]:

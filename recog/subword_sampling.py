@@ -87,6 +87,11 @@ def sampling_vocabulary(vocab: Vocab, sampling: SubwordSampling) -> Vocabulary:
             f"subword_dropout = {sampling.dropout}: the vocabulary {vocab.name} is a unigram model without merges: use"
             " subword_sampling_alpha or subword_breadth_prob"
         )
+    if vocab.type == "sentencepiece" and sampling.alpha is None and not res.sp.normalize("a").startswith(_SPACE):
+        raise ValueError(
+            f"the SentencePiece model of vocabulary {vocab.name} does not write {_SPACE!r} before each word"
+            " (add_dummy_prefix), which subword_dropout and subword_breadth_prob need: use subword_sampling_alpha"
+        )
     if sampling.breadth_prob:
         res.sampler = _BreadthSampler(res, sampling.breadth_prob)
     elif sampling.dropout:

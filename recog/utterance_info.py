@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import returnn.frontend as rf
-import torch
-from returnn.tensor import Dim, Tensor, TensorDict, batch_dim
+from returnn.tensor import TensorDict
 
 __all__ = ["INFO_KEY", "UtteranceInfo", "mark_info", "read_info"]
 
@@ -36,22 +35,15 @@ class UtteranceInfo:
         return b"" if self == UtteranceInfo() else json.dumps(asdict(self)).encode()
 
 
-def mark_info(extern_data: TensorDict, *, error: UtteranceInfo | None = None) -> None:
+def mark_info(extern_data: TensorDict) -> None:
     """
     Marks it as output of a forward step, for the callback.
 
     :param extern_data: of a batch
-    :param error: of its only utterance, found in the forward step
     """
-    if error is not None:
-        raw = torch.tensor([list(error.as_bytes())], dtype=torch.uint8)
-        dims = [batch_dim, Dim(raw.shape[1], name=INFO_KEY)]
-        info = Tensor(INFO_KEY, dims=dims, dtype="uint8", raw_tensor=raw)
-    elif INFO_KEY in extern_data.data:
+    if INFO_KEY in extern_data.data:
         info = extern_data[INFO_KEY]
-    else:
-        return
-    rf.get_run_ctx().mark_as_output(info, _OUTPUT, dims=info.dims)
+        rf.get_run_ctx().mark_as_output(info, _OUTPUT, dims=info.dims)
 
 
 def read_info(outputs: TensorDict) -> UtteranceInfo:

@@ -72,6 +72,10 @@ def test_best(tmp_path, capsys):
     assert main([str(folder), "--best", "2"]) == 0
     assert torch.equal(load_state_dict(str(folder / "average.pt"))[0]["w"], torch.full((2, 3), 3.5))
     assert "epoch.002.pt, epoch.005.pt" in capsys.readouterr().out
+    _write_learning_rates(tmp_path, [(2, "nan"), (3, 0.9), (5, 0.4), (6, "None")])
+    assert main([str(folder), "--best", "2"]) == 0  # what was not measured is not among the best
+    assert "epoch.003.pt, epoch.005.pt" in capsys.readouterr().out
+    _write_learning_rates(tmp_path, [(1, 0.2), (2, 0.5), (3, 0.9), (4, 0.1), (5, 0.4), (6, 0.6)])
     for args, message in (
         (["--best", "5"], "only 4 checkpoints"),
         (["--best", "0"], "at least 1"),

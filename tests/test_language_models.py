@@ -161,8 +161,9 @@ def test_perplexity_of_an_nbest_file(workplace, tmp_path):
     assert done.returncode == 0, done.stderr
     score = json.loads((tmp_path / "hyps.json").read_text())["nbest.jsonl"]
     assert (score["num_sentences"], score["num_words"]) == (1, 2)
-    done = call_tool(*args, cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr == "error: nbest.jsonl: utterance dev/2 has no reference\n"
+    done = call_tool(*args, "--json", "refs.json", cwd=tmp_path)
+    assert done.returncode == 0 and "1 utterances without reference or hypotheses are left out" in done.stderr
+    assert json.loads((tmp_path / "refs.json").read_text())["nbest.jsonl"]["num_sentences"] == 2
     (tmp_path / "empty.txt").write_text("\n")
     done = call_tool(*args[:-1], "empty.txt", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr == "error: empty.txt: there is no sentence in it\n"

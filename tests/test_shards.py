@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 from fork_server import fork_config
@@ -17,7 +18,7 @@ from tool_runs import call_tool
 
 from configs.base.options import OptionError
 from configs.base.recog import RecogOptions
-from configs.base.shards import shard_of_this_process
+from configs.base.shards import merge_when_complete, shard_of_this_process
 from recog.batches import Utt, fingerprint, plan_batches, share_out
 from recog.nbest import Hypothesis, NBestHeader, Utterance, load_nbest
 from recog.results import write_results
@@ -100,7 +101,7 @@ def test_option_or_torchrun(monkeypatch):
 # ---- merging
 
 
-def write_shards(folder, *, count: int = 3) -> None:
+def write_shards(folder, *, count: int = 3, failed: tuple[int, ...] = ()) -> None:
     """Writes finished shards with two utterances each."""
     for index in range(1, count + 1):
         shard = Shard(index, count)
@@ -108,6 +109,8 @@ def write_shards(folder, *, count: int = 3) -> None:
         os.makedirs(its)
         hyp = Hypothesis([1, 2], "a b", -1.5, {"att": -1.5})
         utts = [Utterance(f"dev/{i}{index}", 1.0, 9, "a b", [hyp]) for i in "ba"]
+        if index in failed:
+            utts = [replace(utt, hyps=[], error="broken") for utt in utts]
         header = NBestHeader("label_sync", {"att": 1.0}, options={"beam_size": 4, "shard": str(shard)})
         seconds = {"audio": 2.0, "encoder": 0.5, "search": 0.25}
         write_results(its, header=header, utterances=sorted(utts, key=lambda utt: utt.seq_tag), seconds=seconds)
@@ -148,6 +151,17 @@ def test_merge(tmp_path):
     done = call_tool("merge_nbest", tmp_path, cwd=tmp_path)
     assert done.returncode == 1 and "is of another run (there and in the shards: beam_size: 8 and 4)" in done.stderr
     assert call_tool("merge_nbest", tmp_path, "--overwrite", cwd=tmp_path).returncode == 0
+
+
+def test_a_shard_may_fail_but_not_all(tmp_path):
+    write_shards(tmp_path / "one", failed=(2,))
+    assert call_tool("merge_nbest", tmp_path / "one", cwd=tmp_path).returncode == 0
+    write_shards(tmp_path / "all", failed=(1, 2, 3))
+    done = call_tool("merge_nbest", tmp_path / "all", cwd=tmp_path)
+    assert done.returncode == 1 and "all 6 utterances failed" in done.stderr
+    assert not (tmp_path / "all" / "nbest.jsonl").exists()
+    with pytest.raises(SystemExit, match="error: all 6 utterances failed"):
+        merge_when_complete(Shard(3, 3), str(tmp_path / "all"))
 
 
 def remove_nbest(folder):

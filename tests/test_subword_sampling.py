@@ -133,22 +133,35 @@ def test_unknown_characters(vocabs):
             assert expected == 1 and labels.count(vocab.unknown_index) == 1
 
 
-def test_bytes_for_unknown_characters(tmp_path):
+def own_vocab(folder, **options):
+    """:return: vocabulary of a SentencePiece model that was trained with other options than ours"""
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["A BAD CAB", "DAB A BACCA"] * 9),
-        model_prefix=str(tmp_path / "v"),
-        vocab_size=280,
-        byte_fallback=True,
+        model_prefix=str(folder / "v"),
         hard_vocab_limit=False,
         minloglevel=2,
+        **options,
     )
-    sp = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v.model"))
-    (tmp_path / "v.json").write_text(
+    sp = sentencepiece.SentencePieceProcessor(model_file=str(folder / "v.model"))
+    (folder / "v.json").write_text(
         f'{{"type": "sentencepiece", "num_labels": {sp.vocab_size()}, "eos_index": 2, "files": {{"model": "v.model"}}}}'
     )
-    vocab = load_vocab(str(tmp_path / "v.json"))
+    return load_vocab(str(folder / "v.json"))
+
+
+def test_words_without_a_mark_before_the_first(tmp_path):
+    """The samplers that work word by word had lost the first one."""
+    vocab = own_vocab(tmp_path, vocab_size=20, add_dummy_prefix=False)
+    for labels in draw(vocab, {"alpha": 0.1}, text="BAD CAB", num=9):
+        assert vocab.labels_to_text(labels) == "BAD CAB"
+    with pytest.raises(ValueError, match="add_dummy_prefix"):
+        draw(vocab, {"breadth_prob": 0.1}, text="BAD CAB")
+
+
+def test_bytes_for_unknown_characters(tmp_path):
+    vocab = own_vocab(tmp_path, vocab_size=280, byte_fallback=True)
     for labels in draw(vocab, {"alpha": 0.1}, text="BAD ÄC", num=9):
         assert vocab.labels_to_text(labels) == "BAD ÄC"
 

@@ -12,6 +12,7 @@ Writes average.pt into the same folder, or --out. Whether it helps must be measu
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -92,7 +93,11 @@ def best_epochs(folder: str, *, num: int, measure: str) -> list[int]:
     if measure not in names:
         raise AverageError(f"--measure {measure}: the training has measured {', '.join(names)}")
     found = _existing(folder)
-    values = {epoch: row[measure] for epoch, row in measured.items() if epoch in found and measure in row}
+    values = {
+        epoch: row[measure]
+        for epoch, row in measured.items()
+        if epoch in found and isinstance(row.get(measure), (int, float)) and math.isfinite(row[measure])
+    }
     if len(values) < num:
         raise AverageError(
             f"--best {num}, but {folder} holds only {len(values)} checkpoints with {measure}"

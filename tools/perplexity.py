@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ from recog.vocab import load_vocab
 from tools.cli import run_main, write_json
 
 __all__ = ["main"]
+
+_NBEST = (".jsonl", ".jsonl.gz")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +59,8 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name in ("models", "text"):
         if len(set(getattr(args, name))) < len(getattr(args, name)):
             parser.error(f"{'CHECKPOINT' if name == 'models' else '--text'}: one is given twice")
+    if args.hyps and not any(file.endswith(_NBEST) for file in args.text):
+        parser.error("--hyps is for n-best files (.jsonl)")
     if args.batch_size < 1:
         parser.error("--batch-size: expected at least 1")
     return args
@@ -91,6 +96,9 @@ def _main(args: argparse.Namespace) -> int:
                 scores[name].add_sentence(sentence, dict(zip(models.names, log_probs, strict=True)), vocab=vocab)
             done += len(batch)
             progress.update(done / total, f"{done} sentences")
+    for model in models.names:
+        if any(math.isnan(score.log_prob[model]) for score in scores.values()):
+            raise ValueError(f"the language model {model} gives probabilities that are not a number")
     print(perplexity_table(scores))
     if args.json:
         write_json(args.json, {name: score.as_dict() for name, score in scores.items()})
@@ -99,17 +107,17 @@ def _main(args: argparse.Namespace) -> int:
 
 def _sentences(filename: str, hyps: bool) -> Iterator[str]:
     """:return: sentences of a file that are not empty"""
-    if not filename.endswith((".jsonl", ".jsonl.gz")):
+    if not filename.endswith(_NBEST):
         yield from (line for _, line in read_sentences((filename,)))
         return
+    left_out = 0
     for utt in load_nbest(filename)[1]:
-        if hyps and not utt.hyps:
-            continue
-        text = utt.hyps[0].text if hyps else utt.ref
-        if text is None:
-            raise ValueError(f"{filename}: utterance {utt.seq_tag} has no reference")
-        if text.strip():
+        if utt.ref is None or not utt.hyps:  # references and hypotheses are of the same utterances
+            left_out += 1
+        elif text := (utt.hyps[0].text if hyps else utt.ref).strip():
             yield text
+    if left_out:
+        print(f"note: {filename}: {left_out} utterances without reference or hypotheses are left out", file=sys.stderr)
 
 
 def _batches(sentences: Sequence[list[int]], batch_size: int) -> Iterator[list[list[int]]]:

@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 
-_IMPOSSIBLE = "none of the given hypotheses is possible (too many labels for the number of CTC frames?)"
+_IMPOSSIBLE = "no hypothesis was given, or none is possible (too many labels for the number of CTC frames?)"
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,18 @@ class RecogOptions:
     checkpoint: str = "last"
     """"last" sub-epoch or "average" (see tools/average_checkpoints.py) of the training run; ``++load FILE`` for any."""
     batch_size: int = 200_000 * 16
-    """Audio samples in a batch, padding included. Results do not depend on it."""
+    """Audio samples in a batch, padding included. Results do not depend on it, but for their last digits."""
     max_seqs: int = 200
     amp: Literal["off", "bfloat16", "float16"] = "off"
     """Mixed precision of the encoder. All else is float32: features, CTC, decoder, language models, search."""
     returnn_search_output: bool = False
-    """Also write the n-best as the Python dict that RETURNN's search task used to write (search_out.py.gz)."""
+    """Also write the n-best as the Python dict that RETURNN's search task used to write (search_out.py)."""
     overwrite: bool = False
     """Replace finished results of the same run."""
     shard: str | None = None
     """"i/N": only the i-th of N shares of the utterances, which have about the same amount of audio. When all N runs
-    (in any order, on any machines with the same files) are done, the last one writes the results of all, which are
-    those of one run. Not needed under torchrun: each process takes its share. None: everything."""
+    (in any order, on any machines that see the same folders) are done, the last one writes the results of all, those
+    of one run. Not needed under torchrun: each process takes its share. None: everything."""
 
     def __post_init__(self):
         check_positive(self, "batch_size", "max_seqs")
@@ -212,6 +212,8 @@ class ForwardRun:
         make_output_dir(self.output_dir)
         files = {"checkpoint": self.checkpoint, **inputs}
         files.update({f"{name}_file": filename for name, filename in self.external.checkpoints.items()})
+        if self.ctc_opts.prior_scale:
+            files["prior"] = self.ctc_opts.prior_file
         record = self._options()
         for name, filename in files.items():
             record |= file_record(filename, name=name)

@@ -195,6 +195,8 @@ def returnn_keys(
     if not training:
         if "torch_distributed" in res:
             raise OptionError("torch_distributed is an option of trainings: this run needs none, leave it out")
+        if num_processes > 1 and values.get("device") in ("gpu", "cuda"):
+            raise OptionError("device: leave it out under torchrun, so that each process takes a GPU of its own")
         if num_processes > 1 and "device" not in values:
             import torch
 

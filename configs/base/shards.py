@@ -11,6 +11,7 @@ from typing import Any
 from recog.batches import Batch, fingerprint, plan_batches, share_out
 from recog.shards import (
     NBEST_FILE,
+    AllFailedError,
     Shard,
     ShardError,
     differences,
@@ -146,6 +147,8 @@ def merge_when_complete(shard: Shard, output_dir: str) -> None:
         return
     try:
         summary = merge_shards(output_dir, shard.count)
+    except AllFailedError as exc:
+        raise SystemExit(f"error: {exc}") from None
     except ShardError as exc:  # this shard is right, others have still to be repeated
         print(f"Shard {shard} is done. Not merged: {exc}", flush=True)
         return
