@@ -73,7 +73,8 @@ def attention_loop(
         autocast, the matrix products and enc_ctx have its type.
     """
     tensors = (x, enc, enc_ctx, fertility, context_weight, rec_weight, query_weight, feedback_weight, energy_weight)
-    return _Loop.apply(constants, *tensors)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return _Loop.apply(constants, keep, *tensors)
 
 
 def _compute_type(x: torch.Tensor) -> torch.dtype:
@@ -84,7 +85,9 @@ def _compute_type(x: torch.Tensor) -> torch.dtype:
 
 class _Loop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, constants: LoopConstants, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        ctx: Any, constants: LoopConstants, keep: bool, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = _compute_type(tensors[0])
         x, enc, enc_ctx, fertility, context_weight, rec_weight, w_query, w_feedback, v = tensors
         state_type = x.dtype if x.dtype != torch.bfloat16 and x.dtype != torch.float16 else torch.float32
@@ -92,7 +95,7 @@ class _Loop(torch.autograd.Function):
             x, fertility = x.to(state_type), fertility.to(state_type)
             enc, enc_ctx, w_query, w_feedback, v = (t.to(dtype) for t in (enc, enc_ctx, w_query, w_feedback, v))
             w_state = torch.cat([context_weight, rec_weight], dim=1).to(dtype)  # [4 units, enc_dim + units]
-            saved = _Saved(dtype=dtype, state_type=state_type, keep=any(ctx.needs_input_grad))
+            saved = _Saved(dtype=dtype, state_type=state_type, keep=keep)
             out = _forward(constants, saved, x, enc, enc_ctx, fertility, w_state, w_query, w_feedback, v)
         if saved.keep:
             ctx.constants, ctx.saved = constants, saved
@@ -115,7 +118,7 @@ class _Loop(torch.autograd.Function):
                 (enc, fertility, w_state, w_query, w_feedback, v),
             )
             saved.clear()
-        return None, *(grad.to(dtype) for grad, dtype in zip(grads, ctx.types, strict=True))
+        return None, None, *(grad.to(dtype) for grad, dtype in zip(grads, ctx.types, strict=True))
 
 
 class _Saved:

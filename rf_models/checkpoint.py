@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_type_hints
@@ -24,6 +25,7 @@ __all__ = [
     "check_checkpoint",
     "load_parameters",
     "load_state_dict",
+    "numbered_checkpoints",
     "options_class",
     "read_model_info",
     "save_checkpoint",
@@ -71,7 +73,8 @@ class ModelInfo:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()})
 
     def __post_init__(self):
-        for name, type_ in (("kind", str), ("options", dict), ("num_labels", int), ("eos_index", int)):
+        types = {"kind": str, "options": dict, "num_labels": int, "eos_index": int, "source": dict}
+        for name, type_ in types.items():
             if type(getattr(self, name)) is not type_:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected {type_.__name__}")
         if not 0 <= self.eos_index < self.num_labels <= _MAX_LABELS:
@@ -135,6 +138,17 @@ def read_model_info(filename: str) -> ModelInfo | None:
     except (TypeError, ValueError, ArithmeticError) as exc:
         raise ValueError(f"{where}: not the description of a model that can be used here: {exc}") from None
     return info
+
+
+def numbered_checkpoints(folder: str, *, ending: str = ".pt") -> dict[int, str]:
+    """
+    :param folder: of the checkpoints of a training
+    :param ending: ".pt": models, ".opt.pt": states of the optimiser
+    :return: number of the sub-epoch -> file. Empty if there is no such folder
+    """
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    matches = [re.fullmatch(r"epoch\.(\d+)" + re.escape(ending), name) for name in names]
+    return {int(match[1]): os.path.join(folder, match[0]) for match in matches if match}
 
 
 def load_state_dict(filename: str) -> tuple[dict[str, Any], dict[str, Any]]:

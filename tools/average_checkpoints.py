@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from recog.learning_rates import LearningRatesError, read_learning_rates
+from rf_models.checkpoint import numbered_checkpoints
 from tools.cli import run_main
 
 __all__ = ["average", "main"]
@@ -63,12 +63,12 @@ def _main(args: argparse.Namespace) -> None:
 
 def _existing(folder: str) -> dict[int, str]:
     """
-    :return: number of the sub-epoch -> name of its checkpoint
+    :return: number of the sub-epoch -> its checkpoint
     :raises AverageError: there is none
     """
     if not os.path.isdir(folder):
         raise AverageError(f"{folder} is no folder")
-    found = {int(m[1]): name for name in os.listdir(folder) if (m := re.fullmatch(r"epoch\.(\d+)\.pt", name))}
+    found = numbered_checkpoints(folder)
     if not found:
         raise AverageError(f"no checkpoint (epoch.NNN.pt) in {folder}: has the training ended its first sub-epoch?")
     return found
@@ -126,7 +126,7 @@ def find_checkpoints(folder: str, *, last: int, epochs: list[int] | None) -> lis
         epochs = sorted(found)[-last:]
     if missing := [epoch for epoch in epochs if epoch not in found]:
         raise AverageError(f"no checkpoint of sub-epoch {', '.join(map(str, missing))} in {folder}")
-    return [os.path.join(folder, found[epoch]) for epoch in sorted(set(epochs))]
+    return [found[epoch] for epoch in sorted(set(epochs))]
 
 
 def average(files: list[str], out: str) -> None:

@@ -4,15 +4,14 @@ The models of a recognition run: which checkpoints, what they hold, and whether 
 
 from __future__ import annotations
 
-import glob
-import math
 import os
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from recog.options import CtcOptions, ExternalModelOptions, GreedyOptions, IlmType, LabelSyncOptions, SearchOptions
 from recog.vocab import Vocab
-from rf_models.checkpoint import ModelInfo, load_state_dict, read_model_info
+from rf_models.checkpoint import ModelInfo, load_state_dict, numbered_checkpoints, read_model_info
 from rf_models.options import AedCtcOptions
 
 from .options import OptionError
@@ -254,11 +253,11 @@ def options_of_checkpoint(
     if info.kind != "aed_ctc":
         raise OptionError(f"{checkpoint} holds a model of the kind {info.kind}, but this run needs aed_ctc")
     check_vocab(checkpoint, info, vocab)
-    epoch = load_state_dict(checkpoint)[1].get("epoch") or math.inf
-    if epoch <= info.source.get("pretrain_epochs", 0):
+    epoch, pretrain_epochs = load_state_dict(checkpoint)[1].get("epoch"), info.source.get("pretrain_epochs")
+    if isinstance(epoch, int) and isinstance(pretrain_epochs, int) and epoch <= pretrain_epochs:
         print(
             f"warning: {checkpoint} is of the layer-wise pretraining (until sub-epoch"
-            f" {info.source['pretrain_epochs']}): some of its encoder layers are not trained, but recognition runs all"
+            f" {pretrain_epochs}): some of its encoder layers are not trained, but recognition runs all"
         )
     found = info.model_options()
     if keep_dropout:
@@ -300,8 +299,8 @@ def find_checkpoint(train_run: str, which: str) -> str:
 
 def _last_checkpoint(folder: str) -> str | None:
     """:return: of the last sub-epoch. None: there is none"""
-    checkpoints = sorted(glob.glob(os.path.join(glob.escape(folder), "epoch.*[0-9].pt")))
-    return checkpoints[-1] if checkpoints else None
+    checkpoints = numbered_checkpoints(folder)
+    return checkpoints[max(checkpoints)] if checkpoints else None
 
 
 def find_file(path: str, *, option: str) -> str:
@@ -317,5 +316,5 @@ def find_file(path: str, *, option: str) -> str:
         if last := _last_checkpoint(folder):
             return last
     run = os.path.relpath(path, "output").split(os.sep)[0]
-    hint = f" Train with\n  rnn.py configs/{run}.config\nor give another one." if run.endswith("_train") else ""
+    hint = f" Train with\n  rnn.py configs/{run}.config\nor give another one." if re.search(r"_train(_|$)", run) else ""
     raise OptionError(f"{option} = {path}: no such checkpoint, and no folder with one.{hint}")

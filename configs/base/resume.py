@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import zipfile
 import zlib
 from contextlib import suppress
 
 from recog.learning_rates import LearningRatesError, read_learning_rates
+from rf_models.checkpoint import numbered_checkpoints
 
 from .failures import remove_temporary_files
 from .options import OptionError
@@ -42,7 +42,7 @@ def check_checkpoints(output_dir: str, *, num_epochs: int, is_first_process: boo
     folder = os.path.join(output_dir, "models")
     if is_first_process:
         remove_temporary_files(output_dir)
-    models, states = _numbered(folder, ".pt"), _numbered(folder, ".opt.pt")
+    models, states = numbered_checkpoints(folder), numbered_checkpoints(folder, ending=".opt.pt")
     if not models:
         return
     if max(models) > num_epochs:
@@ -90,12 +90,6 @@ def check_checkpoints(output_dir: str, *, num_epochs: int, is_first_process: boo
         )
     if not damaged and start < max(models):
         print(f"The optimiser state of sub-epoch {max(models)} was not written: this sub-epoch is done again.")
-
-
-def _numbered(folder: str, ending: str) -> dict[int, str]:
-    """:return: files of checkpoints by number of the sub-epoch"""
-    matches = [re.fullmatch(r"epoch\.(\d+)" + re.escape(ending), name) for name in os.listdir(folder)]
-    return {int(match[1]): os.path.join(folder, match[0]) for match in matches if match}
 
 
 def checkpoint_problem(filename: str) -> str | None:

@@ -74,6 +74,11 @@ def training_run(namespace: dict[str, Any], setup: Setup) -> dict[str, Any]:
     )
     init_checkpoint, init_record = None, {}
     if opts.init_checkpoint:
+        if loss_opts.pretrain_layers:
+            raise OptionError(
+                "pretrain_layers: the model of init_checkpoint is trained already, all its layers are to run:"
+                " give ++pretrain_layers '()'"
+            )
         init_checkpoint = find_file(opts.init_checkpoint, option="init_checkpoint")
         init_record = file_record(init_checkpoint, name="init_checkpoint")
         groups[AedCtcOptions] = model_opts = options_of_checkpoint(
@@ -265,7 +270,9 @@ def training_config(
         config["max_seq_length"] = max_seq_length
     if opts.gradient_clip_global_norm:
         config["gradient_clip_global_norm"] = opts.gradient_clip_global_norm
-    if _use_amp(opts):
+    if "torch_amp" in returnn_values:
+        raise OptionError("torch_amp: the option for mixed precision is ++amp bfloat16 or off")
+    if _use_amp(opts, device=returnn_values.get("device")):
         config["torch_amp"] = {"dtype": "bfloat16"}
         config["grad_scaler"] = None  # bfloat16 has the range of float32; a scale would be missing in checkpoints
     parameters = distributed_parameters(opts.param_sync_step) if opts.param_sync_step else None
@@ -286,13 +293,17 @@ def _optimizer(opts: LoopOptions) -> dict[str, Any]:
     return optimizer
 
 
-def _use_amp(opts: LoopOptions) -> bool:
-    """:return: whether to train with bfloat16"""
+def _use_amp(opts: LoopOptions, *, device: str | None) -> bool:
+    """
+    :param opts:
+    :param device: that was asked for
+    :return: whether to train with bfloat16
+    """
     if opts.amp != "auto":
         return opts.amp == "bfloat16"
     import torch
 
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 # A run can be continued with these options changed; with another model or vocabulary it would be another run.
