@@ -136,7 +136,7 @@ class RecogCallback(ForwardCallbackIface):
             utt = Utterance(
                 seq_tag=seq_tag,
                 duration=info.duration if info.error else round(duration, 6),
-                enc_len=None if error and not hyps else int(raw["enc_len"]),
+                enc_len=None if info.error or "error" in raw else int(raw["enc_len"]),
                 ref=None if info.no_transcript else _text(raw.get("ref")),
                 hyps=hyps,
                 error=error,
