@@ -174,7 +174,7 @@ def _mark_outputs(result: SearchResult, per_utterance: dict[str, torch.Tensor]) 
     labels = result.labels[:, :, :max_len]
     hyps_dim = Dim(labels.shape[1], name="hyps")
     labels_dim = Dim(labels.shape[2], name="hyp-labels")
-    _mark(
+    mark_outputs(
         {
             "labels": (labels.int(), [hyps_dim, labels_dim]),
             "label_lengths": (result.label_lengths.int(), [hyps_dim]),
@@ -190,7 +190,7 @@ def _mark_failure(error: str, per_utterance: dict[str, torch.Tensor]) -> None:
     message = torch.tensor(list(error.encode()), dtype=torch.uint8)[None]
     hyps_dim, no_labels = Dim(1, name="hyps"), Dim(0, name="hyp-labels")
     zero = torch.zeros(1)
-    _mark(
+    mark_outputs(
         {
             "error": (message, [Dim(message.shape[1], name="error-bytes")]),
             "labels": (zero.int()[:, None, None][:, :, :0], [hyps_dim, no_labels]),
@@ -202,8 +202,12 @@ def _mark_failure(error: str, per_utterance: dict[str, torch.Tensor]) -> None:
     )
 
 
-def _mark(outputs: dict[str, tuple[torch.Tensor, list[Dim]]]) -> None:
-    """:param outputs: name -> [B, ...], dims without that of the batch"""
+def mark_outputs(outputs: dict[str, tuple[torch.Tensor, list[Dim]]]) -> None:
+    """
+    Marks outputs of a forward step, on the host.
+
+    :param outputs: name -> [B, ...], dims without that of the batch
+    """
     for name, (value, dims) in outputs.items():
         value = value.cpu()
         tensor = RfTensor(name, dims=[batch_dim, *dims], dtype=str(value.dtype).split(".")[-1], raw_tensor=value)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
-from rf_models.options import AedCtcOptions
+from rf_models.options import SAMPLE_RATE, AedCtcOptions
 
 __all__ = ["attention_bytes", "available_bytes", "memory_problem"]
 
@@ -80,6 +80,6 @@ def memory_problem(opts: AedCtcOptions, num_samples: int, device: torch.device) 
     if available is None or needed < available:
         return None
     return (
-        f"not enough memory for {num_samples / 16_000:.0f} s of audio: the encoder needs about"
+        f"not enough memory for {num_samples / SAMPLE_RATE:.0f} s of audio: the encoder needs about"
         f" {needed / 2**30:.1f} GiB, {max(available, 0) / 2**30:.1f} GiB are left. Cut it at silence"
     )

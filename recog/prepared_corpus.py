@@ -27,7 +27,6 @@ from .json_file import JsonError, read_json_object
 __all__ = [
     "ListedUtterance",
     "PreparedCorpusError",
-    "check_listing",
     "check_listings",
     "format_listing",
     "is_inside",
@@ -166,15 +165,6 @@ def check_listings(num_seqs: Mapping[str, int | None]) -> None:
             raise PreparedCorpusError(f"{zip_file} has no utterance")
         if expected is not None and number != expected:
             raise PreparedCorpusError(f"{zip_file} has {number} utterances, but corpus.json says {expected}")
-
-
-def check_listing(zip_file: str) -> int:
-    """
-    :param zip_file: of a part
-    :return: number of its utterances
-    :raises PreparedCorpusError: see :func:`iter_listing`
-    """
-    return sum(1 for _ in iter_listing(zip_file))
 
 
 def iter_listing(zip_file: str) -> Iterator[ListedUtterance]:

@@ -12,13 +12,13 @@ linear. They must be given one: a wrong guess costs some WER and nobody notices.
 from __future__ import annotations
 
 import math
-import os
 import re
 
 import torch
 from torch import Tensor
 
 from .nbest import open_text_for_writing
+from .text_file import read_text
 
 __all__ = ["load_log_prior", "log_prior_from_counts", "posterior_sums", "save_log_prior"]
 
@@ -73,7 +73,7 @@ def load_log_prior(filename: str, *, num_classes: int) -> Tensor:
     :raises OSError: no such file
     :raises ValueError: no or wrong header, wrong number of values, no distribution
     """
-    header, _, numbers = _read_text(filename).partition("\n")
+    header, _, numbers = read_text(filename, max_bytes=_MAX_BYTES, what="prior").partition("\n")
     match = re.fullmatch(r"#\s*ctc-prior\s+domain=(log|linear)\s+num_classes=(\d{1,9})\s*", header)
     if not match:
         raise ValueError(
@@ -101,14 +101,3 @@ def load_log_prior(filename: str, *, num_classes: int) -> Tensor:
             " wrong domain in the header?"
         )
     return prior - total
-
-
-def _read_text(filename: str) -> str:
-    """:raises ValueError: not a text, or too large for a prior"""
-    if (size := os.path.getsize(filename)) > _MAX_BYTES:
-        raise ValueError(f"{filename} has {size} bytes: too large for a prior")
-    try:
-        with open(filename, encoding="utf8") as file:
-            return file.read()
-    except UnicodeDecodeError as exc:
-        raise ValueError(f"{filename}: not UTF-8 ({exc})") from None

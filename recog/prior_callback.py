@@ -17,11 +17,11 @@ import torch
 from returnn.forward_iface import ForwardCallbackIface
 from returnn.log import log
 from returnn.tensor import Dim, TensorDict, batch_dim
-from returnn.tensor import Tensor as RfTensor
 
 from rf_models.aed_ctc import AedCtcModel, spatial_dim_of
 
 from .callback import RecogError
+from .forward import mark_outputs
 from .inputs import encode
 from .nbest import open_text_for_writing
 from .out_of_memory import splits_when_out_of_memory
@@ -50,11 +50,8 @@ def prior_forward_step(ctc_layer: int | None) -> Callable[..., None]:
             log_probs = log_probs.copy_transpose([batch_dim, spatial_dim, model.target_dim_with_blank]).raw_tensor
             lengths = spatial_dim.get_size_tensor().raw_tensor
             sums = posterior_sums(log_probs, lengths)
-        outputs = {"posterior_sum": (sums, [Dim(sums.shape[1], name="classes")]), "num_frames": (lengths.int(), [])}
-        for name, (value, dims) in outputs.items():
-            value = value.cpu()
-            tensor = RfTensor(name, dims=[batch_dim, *dims], dtype=str(value.dtype).split(".")[-1], raw_tensor=value)
-            rf.get_run_ctx().mark_as_output(tensor, name, dims=tensor.dims)
+        classes_dim = Dim(sums.shape[1], name="classes")
+        mark_outputs({"posterior_sum": (sums, [classes_dim]), "num_frames": (lengths.int(), [])})
         mark_info(extern_data)
         labels = extern_data["classes"]
         rf.get_run_ctx().mark_as_output(labels, "labels", dims=labels.dims)

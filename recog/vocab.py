@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from .json_file import read_json_object
 from .prepared_corpus import is_inside
+from .text_file import read_text
 
 __all__ = ["Vocab", "check_merges", "labels_of_dict", "load_vocab", "vocab_differences"]
 
@@ -172,7 +173,7 @@ def _check_labels(filename: str) -> None:
     """:raises ValueError: RETURNN would execute what is in this file, or not understand it"""
     if filename.endswith((".pkl", ".gz")):
         raise ValueError(f"{filename}: refused, because of its ending: expected a text file of labels")
-    content = _read_text(filename)
+    content = read_text(filename, max_bytes=_MAX_BYTES, what="vocabulary")
     if content.startswith("{"):
         try:
             labels_of_dict(content)
@@ -185,20 +186,9 @@ def check_merges(filename: str) -> None:
     :param filename:
     :raises ValueError: not the merges of subword-nmt, as RETURNN reads them
     """
-    for number, line in enumerate(_read_text(filename).splitlines(), 1):
+    for number, line in enumerate(read_text(filename, max_bytes=_MAX_BYTES, what="vocabulary").splitlines(), 1):
         if number == 1 and line.startswith("#version:"):
             if not re.fullmatch(r"#version: *0\.[12](\.0+)*\s*", line):
                 raise ValueError(f"{filename}, line 1: {line[:50]!r}: expected '#version: 0.2'")
         elif len(line.split()) != 2:
             raise ValueError(f"{filename}, line {number}: {line[:50]!r}: expected the two parts of a merge")
-
-
-def _read_text(filename: str) -> str:
-    """:return: content of a UTF-8 file"""
-    if (size := os.path.getsize(filename)) > _MAX_BYTES:
-        raise ValueError(f"{filename} has {size} bytes: too large for a vocabulary")
-    try:
-        with open(filename, encoding="utf8") as file:
-            return file.read()
-    except UnicodeDecodeError as exc:
-        raise ValueError(f"{filename}: not UTF-8 ({exc})") from None

@@ -16,13 +16,10 @@ from returnn.frontend.encoder.conformer import (
 )
 from returnn.tensor import Dim, Tensor
 
-from .options import AedCtcOptions
+from .options import SAMPLE_RATE, AedCtcOptions
 from .pretraining import GrowingLayers
 
 __all__ = ["SAMPLE_RATE", "LogMelFeatures", "make_conformer_encoder"]
-
-SAMPLE_RATE = 16_000
-"""Hz. All corpora are prepared with this rate."""
 
 
 class LogMelFeatures(rf.Module):

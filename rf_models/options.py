@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-__all__ = ["DECODER_OPTIONS", "AedCtcOptions", "AedCtcTrainOptions"]
+__all__ = ["DECODER_OPTIONS", "SAMPLE_RATE", "AedCtcOptions", "AedCtcTrainOptions"]
 
 DECODER_OPTIONS = {
     "lstm": (
@@ -24,6 +24,10 @@ DECODER_OPTIONS = {
     ).split(),
 }
 """``dec_kind`` -> options (of model and losses) that only this kind of decoder has."""
+
+
+SAMPLE_RATE = 16_000
+"""Hz. All corpora are prepared with this rate."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from recog.learning_rates import LearningRatesError, read_learning_rates
 from rf_models.checkpoint import numbered_checkpoints
-from tools.cli import run_main
+from tools.cli import make_parser, run_main
 
 __all__ = ["average", "main"]
 
@@ -31,10 +31,7 @@ class AverageError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module docstring. :return: exit code"""
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="with epoch.NNN.pt")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--last", type=int, default=5, metavar="N", help="the last N sub-epochs (%(default)s)")

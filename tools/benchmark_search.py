@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import json
 import os
 import platform
 import re
@@ -32,6 +31,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 
 from recog.progress import Progress
+from tools.cli import make_parser, write_json
 from tools.search_benchmark.experiments import EXPERIMENTS, Row, Sizes
 from tools.search_benchmark.setting import LS960_SIZES, SMALL_SIZES
 
@@ -95,10 +95,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     default = Sizes()
 
     def numbers(option: str, values: Sequence[int], text: str, nargs: str | int = "+") -> None:
@@ -204,9 +201,7 @@ def _write_json(filename: str, caption: dict[str, object], results: dict[str, li
             name: [{**dataclasses.asdict(row), "met": row.met} for row in rows] for name, rows in results.items()
         },
     }
-    with open(filename + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-    os.replace(filename + ".tmp", filename)
+    write_json(filename, content)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,7 @@ gradients.
 
 from __future__ import annotations
 
-import argparse
 import datetime
-import json
 import os
 import shlex
 import statistics
@@ -34,12 +32,13 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import returnn.frontend as rf
 import torch
 from returnn.tensor import Dim, Tensor
-from returnn.util.basic import BehaviorVersion
 
 from configs.base import ls960
 from configs.base.run import BEHAVIOR_VERSION
 from recog.progress import Progress
+from recog.standalone import use_returnn
 from rf_models.decoder import AttentionDecoder, AttentionMemory
+from tools.cli import make_parser, write_json
 
 __all__ = ["main"]
 
@@ -174,10 +173,7 @@ def measure(batch: Batch, ways: dict[str, Callable[[], torch.Tensor]], rounds: i
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module docstring. :return: exit code, 1 if the ways differ"""
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     for name, default, text in (
         ("batch", 12, "utterances"),
         ("frames", 220, "encoder frames of the longest utterance (60 ms each)"),
@@ -191,9 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     sizes = {name: getattr(args, name) for name in ("batch", "frames", "labels", "vocab")}
     if min(args.rounds, *sizes.values()) < 1:
         parser.error("expected whole numbers above 0")
-    rf.select_backend_torch()
-    if BehaviorVersion.get() < BEHAVIOR_VERSION:
-        BehaviorVersion.set(BEHAVIOR_VERSION)
+    use_returnn(BEHAVIOR_VERSION)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -225,9 +219,7 @@ def main(argv: list[str] | None = None) -> int:
                 for name, row in times.items()
             },
         }
-        with open(args.json + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-        os.replace(args.json + ".tmp", args.json)
+        write_json(args.json, content)
     if max(differences.values()) > TOLERANCE:
         print(f"error: loss or gradients differ by more than {TOLERANCE}", file=sys.stderr)
         return 1

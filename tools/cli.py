@@ -1,9 +1,10 @@
 """
-What the mains of all tools have in common: how they end, JSON files, ``++`` options, texts on the terminal.
+What the mains of all tools have in common: their help, how they end, JSON files, ``++`` options, texts on the terminal.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -16,7 +17,15 @@ from typing import Any
 from recog.analysis.runs import AnalysisError
 from recog.nbest import open_text_for_writing
 
-__all__ = ["one_line_error", "printable", "refuse_nbest_names", "run_main", "split_overrides", "write_json"]
+__all__ = [
+    "make_parser",
+    "one_line_error",
+    "printable",
+    "refuse_nbest_names",
+    "run_main",
+    "split_overrides",
+    "write_json",
+]
 
 # Control characters but tab and line feed; characters that turn the direction of what follows; half surrogates.
 _NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -76,6 +85,16 @@ def one_line_error(exc: BaseException) -> str:
         return f"error: {exc.filename}: {exc.strerror}" if exc.filename else f"error: {exc.strerror}"
     text = str(exc)
     return text if text.startswith("error: ") else f"error: {text}"
+
+
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
+    """
+    :param doc: of the tool's module: a sentence, then what stands behind the options in the help, with an example
+    """
+    summary, _, epilog = (doc or "").strip().partition("\n\n")
+    return argparse.ArgumentParser(
+        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def run_main(work: Callable[[], int | None], *, errors: tuple[type[BaseException], ...]) -> int:

@@ -31,7 +31,7 @@ from recog.analysis.significance import Comparison, compare_words
 from recog.nbest import NBestFormatError, NBestWriter, Utterance
 from recog.text import DEFAULT_NORMALISER
 from recog.wer import align_words, format_alignment, format_table
-from tools.cli import refuse_nbest_names, run_main, write_json
+from tools.cli import make_parser, refuse_nbest_names, run_main, write_json
 
 __all__ = ["main"]
 
@@ -66,10 +66,7 @@ def _main(args: argparse.Namespace) -> None:
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("nbest", metavar="NBEST", nargs="+", help="n-best files; the first is the baseline")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="samples (default: 1000)")
     parser.add_argument("--seed", type=int, default=1, help="of the bootstrap (default: 1)")

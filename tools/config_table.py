@@ -8,7 +8,6 @@ Markdown tables of all configs, one for each corpus, from the descriptions they 
 
 from __future__ import annotations
 
-import argparse
 import ast
 import glob
 import os
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from recog.nbest import open_text_for_writing
+from tools.cli import make_parser
 
 __all__ = ["Description", "config_table", "description", "main", "with_table"]
 
@@ -102,10 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     :param argv: command line without the program; None: of this process
     :return: exit code
     """
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--update", action="store_true", help="write it into README.md")
     args = parser.parse_args(argv)
     readme_file = os.path.join(ROOT, "README.md")

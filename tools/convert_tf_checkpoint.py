@@ -33,7 +33,7 @@ from typing import Any, get_type_hints
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from tools.cli import run_main, write_json
+from tools.cli import make_parser, run_main, write_json
 from tools.tf_conversion.bundle import BundleError, BundleReader
 from tools.tf_conversion.variables import ConversionError, Variables
 
@@ -75,10 +75,7 @@ def _set_up_returnn() -> None:
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("src", metavar="SRC", help="TensorFlow checkpoint; with --verify alone, a converted one")
     parser.add_argument("dst", metavar="DST", nargs="?", help="PyTorch checkpoint to write (.pt)")
     parser.add_argument("--model", choices=MODELS, help="kind of model (default: as the names of the variables say)")

@@ -29,7 +29,7 @@ from recog.shards import (
     read_record,
     shard_counts,
 )
-from tools.cli import run_main
+from tools.cli import make_parser, run_main
 
 __all__ = ["main"]
 
@@ -39,10 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     :param argv: command line without the program; None: of this process
     :return: exit code
     """
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("output_dir", help="output folder of the run, in which there is the folder shards")
     parser.add_argument("--shards", type=int, metavar="N", help="number of shards, if there are several")
     parser.add_argument("--overwrite", action="store_true", help="replace the merged results of another run")

@@ -6,7 +6,7 @@ A text is a file with a sentence per line (.txt, .gz), or an n-best file (.jsonl
 best hypotheses. Per label and per word, the end of a sentence counting as one of both; perplexities per word can be
 compared between vocabularies, those per label cannot.
 
-  python tools/perplexity.py output/demo_lm_train/models/epoch.006.pt --vocab data/demo/vocab/spm_unigram_80.json \\
+  python tools/perplexity.py output/demo_lm_train/models/epoch.004.pt --vocab data/demo/vocab/spm_unigram_80.json \\
       --text output/demo_recog_labelsync/nbest.jsonl data/demo/source/lm.txt --json perplexity.json
 """
 
@@ -27,7 +27,7 @@ from configs.base.run import BEHAVIOR_VERSION
 from recog.nbest import load_nbest
 from recog.progress import Progress
 from recog.vocab import load_vocab
-from tools.cli import run_main, write_json
+from tools.cli import make_parser, run_main, write_json
 
 __all__ = ["main"]
 
@@ -44,10 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("models", metavar="CHECKPOINT", nargs="+", help="LM or ILM; or name of a training run")
     parser.add_argument("--vocab", metavar="FILE", required=True, help="of the models, vocab/<name>.json")
     parser.add_argument("--text", metavar="FILE", nargs="+", required=True, help="sentences, or an n-best file")

@@ -32,7 +32,7 @@ from recog.nbest import Utterance
 from recog.prepared_corpus import iter_listing
 from recog.vocab import Vocab, load_vocab
 from recog.wer import format_table
-from tools.cli import run_main, write_json
+from tools.cli import make_parser, run_main, write_json
 
 __all__ = ["main"]
 
@@ -47,10 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("nbest", metavar="NBEST", nargs="?", help="n-best file of a run")
     parser.add_argument("tag", metavar="TAG", nargs="?", help="sequence tag of the utterance, e.g. dev/sp12-0003")
     parser.add_argument("--hyp", default="1", metavar="N", help="place in the n-best list, or ref (default: 1)")

@@ -31,7 +31,7 @@ from recog.analysis.runs import AnalysisError
 from recog.nbest import open_text_for_writing
 from recog.progress import Progress
 from recog.wer import score_table, score_utterances
-from tools.cli import run_main, write_json
+from tools.cli import make_parser, run_main, write_json
 from tools.reporting.inputs import Picture, Recognition, ReportInputs, load_inputs, read_picture
 from tools.reporting.page import render
 from tools.reporting.results import worst_utterances
@@ -79,10 +79,7 @@ def _main(args: argparse.Namespace, words: list[str]) -> None:
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="output folder, n-best file, JSON of a tool, or picture")
     parser.add_argument("--output", default="report.html", metavar="FILE", help="the page (default: report.html)")
     parser.add_argument("--title", help="of the page")

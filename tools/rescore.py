@@ -27,7 +27,7 @@ from recog.analysis.rescaling import add_components, rescale
 from recog.analysis.runs import AnalysisError, load_run
 from recog.nbest import NBestFormatError, NBestWriter
 from recog.wer import score_table, score_utterances
-from tools.cli import run_main, write_json
+from tools.cli import make_parser, run_main, write_json
 
 __all__ = ["main"]
 
@@ -66,10 +66,7 @@ def _headers(first: Any, second: Any) -> dict[str, Any]:
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("nbest", metavar="NBEST", help="n-best file of the first pass")
     parser.add_argument(
         "--add",

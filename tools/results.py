@@ -36,7 +36,7 @@ from configs.base.published import (
 )
 from recog.nbest import open_text_for_writing
 from recog.wer import format_table
-from tools.cli import run_main
+from tools.cli import make_parser, run_main
 from tools.result_data.tables import csv_table, format_wer, pivot_tables, tables
 
 __all__ = ["main"]
@@ -52,9 +52,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    summary, _, epilog = __doc__.strip().partition("\n\n")
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(description=summary, epilog=epilog, **options)
+    parser = make_parser(__doc__)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--folder", default=RESULTS_DIR, help="folder of the results (configs/base/results)")
     filters = argparse.ArgumentParser(add_help=False)

@@ -25,7 +25,7 @@ from recog.analysis.runs import AnalysisError, Run, check_same_references, load_
 from recog.nbest import NBestFormatError, Utterance, open_text_for_writing
 from recog.text import TextNormaliser
 from recog.wer import RunScore, align_words, format_alignment, score_table, score_utterances
-from tools.cli import refuse_nbest_names, run_main, write_json
+from tools.cli import make_parser, refuse_nbest_names, run_main, write_json
 
 __all__ = ["main"]
 
@@ -67,10 +67,7 @@ def _main(args: argparse.Namespace) -> int:
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("nbest", metavar="NBEST", nargs="+", help="n-best file of a run (nbest.jsonl or .jsonl.gz)")
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     parser.add_argument("--json", metavar="FILE", help="write all counts and rates as JSON")

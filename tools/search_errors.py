@@ -39,7 +39,7 @@ from recog.nbest import Hypothesis, NBestHeader, NBestWriter
 from recog.text import DEFAULT_NORMALISER
 from recog.vocab import Vocab, load_vocab
 from recog.wer import align_words, format_alignment, format_table, run_name
-from tools.cli import refuse_nbest_names, run_main, split_overrides, write_json
+from tools.cli import make_parser, refuse_nbest_names, run_main, split_overrides, write_json
 
 __all__ = ["main"]
 
@@ -66,10 +66,7 @@ def _main(args: argparse.Namespace) -> None:
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     argv, overrides = split_overrides(argv)
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "files",
         metavar="FILE",

@@ -11,7 +11,6 @@ options of the model of a recognition run are, in the end, those of its checkpoi
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -19,6 +18,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from tools.cli import make_parser
 
 __all__ = ["main", "read_options"]
 
@@ -59,10 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     :param argv: command line without the program; None: of this process
     :return: exit code
     """
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("config", help="configs/*.config; then options of the run: ++name value")
     parser.add_argument("--json", action="store_true", help="print one flat JSON object")
     parser.add_argument("--changed", action="store_true", help="only what differs from the defaults of the classes")

@@ -9,7 +9,7 @@ exit code is 1.
 Times of words are those of the CTC alignment: from the first to the last frame with a label of the word. CTC marks
 labels by short peaks in or near their sound, so these are not exactly the times at which words begin and end.
 
-  python tools/transcribe.py --checkpoint output/demo_train/models/epoch.006.pt FILE.wav
+  python tools/transcribe.py --checkpoint output/demo_train/models/epoch.007.pt FILE.wav
   python tools/transcribe.py --checkpoint MODEL.pt --vocab data/librispeech/vocab/bpe_10k.json talk.mp3 --srt talk.srt
   python tools/transcribe.py --checkpoint MODEL.pt *.flac --ctm hyp.ctm --json hyp.json --search timesync ++beam_size 32
   python tools/transcribe.py --checkpoint MODEL.pt FILE.ogg ++lm_checkpoint output/demo_lm_train ++lm_scale 0.3
@@ -30,7 +30,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from configs.base.options import OptionError
 from recog.nbest import open_text_for_writing
 from recog.progress import Progress
-from tools.cli import run_main, split_overrides, write_json
+from tools.cli import make_parser, run_main, split_overrides, write_json
 from tools.corpus.audio import SAMPLE_RATE, AudioError
 from tools.transcription.audio import read_mono
 from tools.transcription.formats import ctm_lines, file_record, recording_names, srt_text
@@ -50,10 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     argv, overrides = split_overrides(argv)
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("files", metavar="FILE", nargs="+", help="audio file")
     parser.add_argument("--checkpoint", metavar="FILE", required=True, help="of an ASR model")
     parser.add_argument(

@@ -46,7 +46,7 @@ from recog.analysis.tuning import (
 )
 from recog.progress import Progress
 from recog.wer import format_table
-from tools.cli import refuse_nbest_names, run_main, split_overrides, write_json
+from tools.cli import make_parser, refuse_nbest_names, run_main, split_overrides, write_json
 
 __all__ = ["main"]
 
@@ -76,10 +76,7 @@ def _main(args: argparse.Namespace) -> None:
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     argv, overrides = split_overrides(argv)
-    summary, _, epilog = __doc__.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "nbest", metavar="NBEST", nargs="*", help="n-best file of a run; of several with the same components: all hyps"
     )

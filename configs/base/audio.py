@@ -12,9 +12,10 @@ from typing import BinaryIO
 import numpy
 import soundfile
 
+from rf_models.options import SAMPLE_RATE
+
 __all__ = ["SAMPLE_RATE", "AudioError", "audio_problem", "read_audio"]
 
-SAMPLE_RATE = 16_000  # Hz
 _MAX_SAMPLES_PER_BYTE = 2000
 """Digital silence in FLAC: 300."""
 

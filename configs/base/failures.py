@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from .processes import rank
+
 __all__ = ["explain", "failure_messages", "quiet_worker", "remove_temporary_files"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -135,7 +137,7 @@ def remove_temporary_files(output_dir: str) -> None:
 
     :param output_dir: of the run
     """
-    if os.environ.get("RANK", "0") != "0":
+    if rank() != 0:
         return
     for pattern in ("*.tmp", "text/*.tmp", "models/*.tmp", "*.new_tmp", "models/*.tmp_write"):
         for filename in glob.glob(os.path.join(glob.escape(output_dir), pattern)):

@@ -19,7 +19,7 @@ from recog.options import (
     RescoreOptions,
     TimeSyncOptions,
 )
-from recog.shards import NBEST_FILE, Shard
+from recog.shards import FREE_TO_DIFFER, NBEST_FILE, Shard
 from rf_models.options import AedCtcOptions
 
 from .corpus import Corpus, CorpusOptions, open_corpus
@@ -218,7 +218,7 @@ class ForwardRun:
         for name, filename in files.items():
             record |= file_record(filename, name=name)
         opts: RecogOptions = self.groups[RecogOptions]
-        ignore = ("data_dir", "num_workers")
+        ignore = FREE_TO_DIFFER - {"shard"}
         if self.shard:
             record["plan"] = plan
             return begin_shard(self.shard, self.output_dir, record, overwrite=opts.overwrite, ignore=ignore)

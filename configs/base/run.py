@@ -18,6 +18,7 @@ from rf_models.options import AedCtcOptions, AedCtcTrainOptions
 from .corpus import CorpusOptions
 from .failures import failure_messages
 from .options import OptionError, returnn_literal
+from .processes import num_processes
 from .train_options import TrainOptions
 
 __all__ = [
@@ -191,13 +192,12 @@ def returnn_keys(
     # RETURNN applies the command line once more after the config: only what it would take as text needs care.
     typed_keys = ("torch_distributed", "torch_dataloader_opts", "max_seq_length", "min_seq_length", "grad_scaler")
     res = {key: returnn_literal(values[key], name=key) for key in typed_keys if key in values}
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not training:
         if "torch_distributed" in res:
             raise OptionError("torch_distributed is an option of trainings: this run needs none, leave it out")
-        if num_processes > 1 and values.get("device") in ("gpu", "cuda"):
+        if num_processes() > 1 and values.get("device") in ("gpu", "cuda"):
             raise OptionError("device: leave it out under torchrun, so that each process takes a GPU of its own")
-        if num_processes > 1 and "device" not in values:
+        if num_processes() > 1 and "device" not in values:
             import torch
 
             if num_gpus := torch.cuda.device_count():
@@ -212,7 +212,7 @@ def returnn_keys(
             )
         if distributed["reduce_type"] == "param":
             raise OptionError("torch_distributed and distributed = param are both given: expected one of them")
-    elif num_processes > 1:
+    elif num_processes() > 1:
         res["torch_distributed"] = dict(distributed)
     elif distributed["reduce_type"] == "param" and "WORLD_SIZE" not in os.environ:
         raise OptionError(
@@ -234,9 +234,8 @@ def check_one_process(what: str) -> None:
     :param what: the run does
     :raises OptionError: under torchrun with several processes
     """
-    num_processes = os.environ.get("WORLD_SIZE", "1")
-    if num_processes != "1":
-        raise OptionError(f"{what} is done by one process, not by {num_processes}: start it with rnn.py, not torchrun")
+    if (number := num_processes()) != 1:
+        raise OptionError(f"{what} is done by one process, not by {number}: start it with rnn.py, not torchrun")
 
 
 UNSAFE_LOAD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"

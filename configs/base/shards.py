@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from typing import Any
 
 from recog.batches import Batch, fingerprint, plan_batches, share_out
@@ -19,9 +20,11 @@ from recog.shards import (
     read_record,
     unfinished_shards,
 )
+from rf_models.options import SAMPLE_RATE
 
 from .corpus import Corpus
 from .options import OptionError
+from .processes import num_processes, rank
 from .run import make_output_dir, stop_if_finished
 
 __all__ = ["begin_shard", "merge_when_complete", "plan_of_shard", "shard_of_this_process"]
@@ -33,15 +36,15 @@ def shard_of_this_process(option: str | None) -> Shard | None:
     :return: None: this process does everything
     :raises OptionError: the option together with several processes of torchrun
     """
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if num_processes == 1:
+    number = num_processes()
+    if number == 1:
         return None if option is None else Shard.parse(option)
     if option is not None:
         raise OptionError(
-            f"shard = {option}, but torchrun has started {num_processes} processes, each of which takes its share:"
+            f"shard = {option}, but torchrun has started {number} processes, each of which takes its share:"
             " leave one of both out"
         )
-    return Shard(int(os.environ["RANK"]) + 1, num_processes)
+    return Shard(rank() + 1, number)
 
 
 def plan_of_shard(
@@ -72,7 +75,7 @@ def plan_of_shard(
             f" {len(batches)} batches to share out: choose smaller ones, or fewer shards"
         )
     share = share_out(batches, shard.count)[shard.index - 1]
-    seconds, total = (sum(batch.num_samples for batch in some) / 16_000 for some in (share, batches))
+    seconds, total = (sum(batch.num_samples for batch in some) / SAMPLE_RATE for some in (share, batches))
     print(
         f"Shard {shard}: {len(share)} of {len(batches)} batches, {sum(len(batch.utts) for batch in share)} of"
         f" {plan['num_utterances']} utterances, {seconds:.0f} of {total:.0f} s of audio.",
@@ -82,7 +85,7 @@ def plan_of_shard(
 
 
 def begin_shard(
-    shard: Shard, output_dir: str, record: dict[str, Any], *, overwrite: bool, ignore: tuple[str, ...]
+    shard: Shard, output_dir: str, record: dict[str, Any], *, overwrite: bool, ignore: Collection[str]
 ) -> str:
     """
     Says so and ends the process if the whole run, or this shard, has finished before; in the latter case, if all other

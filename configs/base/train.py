@@ -25,6 +25,7 @@ from .failures import quiet_worker
 from .mel_statistics import set_mel_statistics
 from .models import find_file, options_of_checkpoint
 from .options import OptionError, resolve_options
+from .processes import rank
 from .resume import check_checkpoints, keep_losses
 from .run import (
     BEHAVIOR_VERSION,
@@ -194,7 +195,7 @@ def training_config(
     :return: RETURNN's config: task train
     """
     if not {"start_epoch", "load_epoch"} & returnn_values.keys():
-        check_checkpoints(output_dir, num_epochs=opts.num_epochs, is_first_process=_rank() == 0)
+        check_checkpoints(output_dir, num_epochs=opts.num_epochs, is_first_process=rank() == 0)
     learning_rate_file = os.path.join(output_dir, "learning_rates")
     if os.path.isfile(learning_rate_file):
         try:
@@ -209,7 +210,7 @@ def training_config(
     def dynamic_learning_rate(*, epoch: int, epoch_continuous: float | None = None, **_kwargs: Any) -> float:
         guard.after_step()  # RETURNN asks for the next learning rate when a step is done
         position = epoch - 1 if epoch_continuous is None else epoch_continuous
-        if _rank() == 0:  # one of the processes under torchrun
+        if rank() == 0:  # one of the processes under torchrun
             progress.update(position / opts.num_epochs, f"sub-epoch {epoch} of {opts.num_epochs}")
         return opts.learning_rate_at(epoch - 1 if opts.lr_per_sub_epoch else position)
 
@@ -220,10 +221,10 @@ def training_config(
 
         # RETURNN has set the seed already, but then the data loader took random numbers: a new one takes more of them
         # than one that has its processes from the sub-epoch before. Resumed training must not depend on that.
-        rf.set_random_seed(merge_random_seeds([epoch, step, opts.random_seed, _rank()]))
+        rf.set_random_seed(merge_random_seeds([epoch, step, opts.random_seed, rank()]))
         if (buffer := getattr(model, "mixup_buffer", None)) is not None:
             buffer.clear()  # it is in no checkpoint
-        if _rank() == 0:
+        if rank() == 0:
             keep_losses(output_dir)
 
     def epoch_end(*, epoch: int, dataset_name: str, **_kwargs: Any) -> None:
@@ -278,11 +279,6 @@ def training_config(
     parameters = distributed_parameters(opts.param_sync_step) if opts.param_sync_step else None
     config.update(returnn_keys(returnn_values, distributed=parameters))
     return config
-
-
-def _rank() -> int:
-    """:return: number of this process under torchrun, else 0"""
-    return int(os.environ.get("RANK", "0"))
 
 
 def _optimizer(opts: LoopOptions) -> dict[str, Any]:
