@@ -2,7 +2,7 @@
 """
 Recognises long utterances, made of utterances of the demo corpus one after the other, and shows WER and memory.
 
-    python tests/long_utterance.py --data data/demo --checkpoint output/demo_train/models/epoch.006.pt --seconds 35 600
+    python tests/long_utterance.py --data data/demo --checkpoint output/demo_train/models/epoch.007.pt --seconds 35 600
 
 Needs make demo. Takes some minutes, and memory for the square of the longest utterance.
 """

@@ -42,11 +42,11 @@ setup = Setup(
     ),
     losses=AedCtcTrainOptions(specaugment_steps=(300, 600, 1200), specaugment_max_consecutive_spatial_dims=10),
     training=TrainOptions(
-        num_epochs=6,
+        num_epochs=7,
         batch_size=40 * 16_000,
         max_seqs=64,
         peak_learning_rate=2e-3,
-        lr_positions=(0.0, 0.17, 0.95, 1.0),
+        lr_positions=(0.0, 0.145, 0.95, 1.0),
         weight_decay=1e-4,
         keep_last_n=3,
     ),
